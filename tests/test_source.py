@@ -1,0 +1,86 @@
+import subprocess
+import sys
+
+import pytest
+
+from toolkit import module_name, paper, source
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A project of three modules: a imports b; c stands alone."""
+    home = tmp_path / "toolkit"
+    home.mkdir()
+    (home / "__init__.py").write_text("")
+    (home / "a.py").write_text(
+        '"""A."""\nfrom toolkit import b\n\ndef f():\n    """F."""\n    return b.g\n'
+    )
+    (home / "b.py").write_text("def g():\n    return 1\n")
+    (home / "c.py").write_text("x = 1\n")
+    monkeypatch.setattr(source, "_home", lambda name: home if name == "toolkit" else None)
+    return home
+
+
+def test_a_digest_follows_imports(package):
+    before = source.digest("toolkit.a")
+    (package / "b.py").write_text("def g():\n    return 2\n")
+    assert source.digest("toolkit.a") != before
+
+
+def test_a_digest_ignores_what_is_not_reached(package):
+    before = source.digest("toolkit.a")
+    (package / "c.py").write_text("x = 2\n")
+    assert source.digest("toolkit.a") == before
+
+
+def test_docstrings_and_comments_change_only_the_digest_of_the_text(package):
+    code, text = source.digest("toolkit.a"), source.digest("toolkit.a", text=True)
+    content = (package / "a.py").read_text()
+    (package / "a.py").write_text(content.replace('"""F."""', '"""Better."""  # why'))
+    assert source.digest("toolkit.a") == code
+    assert source.digest("toolkit.a", text=True) != text
+
+
+def test_relative_imports_are_followed(package):
+    (package / "a.py").write_text("from . import c\nfrom .b import g\n")
+    assert source.reach("toolkit.a") == {"toolkit", "toolkit.a", "toolkit.b", "toolkit.c"}
+
+
+def test_an_unknown_module_is_an_error(package):
+    with pytest.raises(ModuleNotFoundError, match=r"toolkit\.nothing"):
+        source.digest("toolkit.nothing")
+
+
+def test_the_real_reach_of_a_paper_holds_what_it_imports():
+    reached = source.reach("toolkit.optimization.multipass_sgd")
+    assert "toolkit.optimization.problems" in reached
+    assert not any(name.startswith("toolkit.press") for name in reached)
+
+
+def test_a_chapter_is_found_by_its_slug():
+    assert module_name("knn_softmax") == "toolkit.search.knn_softmax"
+    assert paper("multipass_sgd").PROFILES.keys() >= {"quick", "full", "paper"}
+
+
+def test_an_unknown_slug_names_the_chapters_that_exist():
+    with pytest.raises(ValueError, match="multipass_sgd"):
+        paper("resnet")
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import toolkit", {"torch", "numpy"}),
+        (
+            "import toolkit.cli; toolkit.cli._parser().format_help()",
+            {"torch", "plotly", "papermill"},
+        ),
+        ("import toolkit.evidence, toolkit.press.reader", {"torch", "faiss", "av", "cv2", "timm"}),
+    ],
+)
+def test_light_imports_stay_light(code, absent):
+    report = f"{code}; import sys; print(*sorted(set(sys.modules) & {absent!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", report], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""

@@ -1,0 +1,1 @@
+"""Exercises: what readers and students see of an exercises notebook."""

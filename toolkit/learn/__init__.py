@@ -1,0 +1,1 @@
+"""Training loop, small networks, probes, metrics and processes; import from the files by name."""

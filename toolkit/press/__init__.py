@@ -1,0 +1,1 @@
+"""From notebooks to the site: papermill executes, jupyter-book renders, one cache between them."""

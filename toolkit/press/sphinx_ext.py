@@ -1,0 +1,215 @@
+"""The Sphinx extension that makes the site self-contained.
+
+It supplies plotly.js and MathJax from installed wheels, removes Thebe (which loads from a CDN),
+lets a page be read again when what its twin depends on has changed, fills the scoreboard, hands
+out exercises without hidden tests, and warns of any request that would leave the site. Jupyter
+Book is run with `-W`, so such a warning fails the build.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+from toolkit.course.release import edition, is_exercises
+from toolkit.evidence.scoreboard import Chapter, render
+from toolkit.press import reader
+
+log = logging.getLogger(__name__)
+
+TOOLKIT = Path(__file__).parents[1]
+MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "ui")
+MATHJAX_SPEECH = ("sre/mathmaps/en.json", "sre/mathmaps/base.json")
+OUTSIDE = re.compile(
+    r"<(?:script|img|iframe|source|embed|video|audio)\b[^>]*\bsrc\s*=\s*[\"'](?:https?:)?//[^\"']*"
+    r"|<link\b(?=[^>]*\brel\s*=\s*[\"'](?:stylesheet|preload|preconnect|modulepreload|icon))"
+    r"[^>]*\bhref\s*=\s*[\"'](?:https?:)?//[^\"']*",
+    re.IGNORECASE,
+)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect everything; called by Sphinx."""
+    app.add_directive("scoreboard", ScoreboardDirective)
+    app.add_node(Scoreboard, html=(_visit_scoreboard, _depart_scoreboard))
+    app.connect("config-inited", _configure)
+    app.connect("env-get-outdated", _outdated)
+    app.connect("env-updated", _keep_keys)
+    app.connect("doctree-resolved", _resolve, priority=999)
+    app.connect("html-page-context", _drop_thebe_assets, priority=900)
+    app.connect("build-finished", _finish)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+
+
+class Scoreboard(nodes.General, nodes.Element):
+    """Stands for the table until all pages are read."""
+
+
+class ScoreboardDirective(Directive):
+    """`{scoreboard}`: every claim of the book with its verdicts."""
+
+    def run(self) -> list[nodes.Node]:
+        """Leave a place for the table."""
+        return [Scoreboard()]
+
+
+def _configure(app: Sphinx, config: Any) -> None:
+    config.mathjax_path = "offline/mathjax/tex-chtml.js"
+    config.nb_ipywidgets_js = {}
+    config.html_theme_options["navbar_persistent"] = []  # one search field is enough
+    for folder in ("explore", "press"):
+        path = str(TOOLKIT / folder / "static")
+        if path not in config.html_static_path:
+            config.html_static_path.append(path)
+        _add_assets(app, Path(path))
+
+
+def _add_assets(app: Sphinx, folder: Path) -> None:
+    for path in sorted(folder.rglob("*.css")):
+        app.add_css_file(path.relative_to(folder).as_posix())
+    for path in sorted(folder.rglob("*.js")):
+        app.add_js_file(path.relative_to(folder).as_posix(), loading_method="defer")
+
+
+# --- which pages are read again -----------------------------------------------------------------
+
+
+def _outdated(app: Sphinx, env: Any, added: set, changed: set, removed: set) -> list[str]:
+    """Pages whose twin depends on something that changed, though their source did not."""
+    kept = getattr(env, "toolkit_keys", {})
+    now = _keys(app, env)
+    return [name for name, key in now.items() if kept.get(name) != key] + _with_scoreboard(env)
+
+
+def _keep_keys(app: Sphinx, env: Any) -> list[str]:
+    env.toolkit_keys = _keys(app, env)
+    return _with_scoreboard(env)
+
+
+def _keys(app: Sphinx, env: Any) -> dict[str, str]:
+    paths = {name: Path(env.doc2path(name)) for name in env.found_docs}
+    return {
+        name: reader.key(path.read_text("utf-8"))
+        for name, path in paths.items()
+        if path.suffix == ".ipynb"
+    }
+
+
+def _with_scoreboard(env: Any) -> list[str]:
+    return [name for name in env.found_docs if Path(name).name == "scoreboard"]
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def _resolve(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    for node in list(doctree.findall(nodes.raw)):
+        text = node.astext()
+        if "x-thebe-config" in text or "kernelName" in text:
+            node.parent.remove(node)
+    for place in doctree.findall(Scoreboard):
+        place["html"] = render(list(_chapters(app)))
+
+
+def _chapters(app: Sphinx) -> Iterator[Chapter]:
+    """Every chapter of the built site that shows verdicts, in reading order."""
+    from toolkit import PARTS
+    from toolkit.evidence import harvest, read_record
+
+    for part, slugs in PARTS.items():
+        for slug in slugs:
+            docname, twin = f"book/{part}/{slug}", reader.twin_path(slug)
+            if docname not in app.env.found_docs or not twin.is_file():
+                continue
+            title = app.env.titles[docname].astext()
+            now = harvest(nbformat.read(twin, as_version=4))
+            yield Chapter(slug, title, f"{part}/{slug}.html", now, read_record(slug))
+
+
+def _visit_scoreboard(self: Any, node: Scoreboard) -> None:
+    self.body.append(node["html"])
+
+
+def _depart_scoreboard(self: Any, node: Scoreboard) -> None:
+    pass
+
+
+def _drop_thebe_assets(app: Sphinx, page: str, template: str, context: dict, doctree: Any) -> None:
+    for kind in ("script_files", "css_files"):
+        kept = [item for item in context.get(kind, ()) if not _is_thebe(item)]
+        context[kind] = kept
+
+
+def _is_thebe(asset: Any) -> bool:
+    name = getattr(asset, "filename", None) or str(asset)
+    body = getattr(asset, "attributes", {}).get("body") or ""
+    return "thebe" in name.lower() or "thebe" in body.lower()
+
+
+# --- after the build ----------------------------------------------------------------------------
+
+
+def _finish(app: Sphinx, error: Exception | None) -> None:
+    if error is not None or app.builder.format != "html":
+        return
+    site = Path(app.outdir)
+    _copy_offline_assets(site / "_static" / "offline")
+    _hand_out_exercises(app, site)
+    for page, request in external_requests(site):
+        log.warning(
+            "%s would load from outside: %s", page, request, type="toolkit", subtype="offline"
+        )
+
+
+def external_requests(site: Path) -> Iterator[tuple[str, str]]:
+    """Yield (page, tag) for every script, style, image or frame that is not part of the site."""
+    for page in sorted(site.rglob("*.html")):
+        if "_static" in page.relative_to(site).parts:
+            continue
+        for found in OUTSIDE.finditer(page.read_text("utf-8")):
+            yield page.relative_to(site).as_posix(), found.group(0)[:200]
+
+
+def _copy_offline_assets(target: Path) -> None:
+    """Put plotly.js and the needed part of MathJax beside the pages, from their wheels."""
+    plotly = _wheel("plotly") / "package_data" / "plotly.min.js"
+    mathjax = _wheel("sphinx-mathjax-offline") / "static" / "mathjax"
+    target.mkdir(parents=True, exist_ok=True)
+    _copy(plotly, target / "plotly.min.js")
+    for name in (*MATHJAX, *MATHJAX_SPEECH):
+        _copy(mathjax / name, target / "mathjax" / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif not target.exists() or target.stat().st_size != source.stat().st_size:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _wheel(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise RuntimeError(f"the package {name} is not installed; run: make book")
+    return Path(spec.origin).parent
+
+
+def _hand_out_exercises(app: Sphinx, site: Path) -> None:
+    """Sphinx copied the sources for the download button; exercises go out as students get them."""
+    for docname in app.env.found_docs:
+        path = Path(app.env.doc2path(docname))
+        target = site / "_sources" / f"{docname}.ipynb"
+        if path.suffix != ".ipynb" or not target.is_file():
+            continue
+        source = nbformat.read(path, as_version=4)
+        if is_exercises(source):
+            nbformat.write(edition(source, solutions=False), target)

@@ -1,0 +1,121 @@
+"""One digest of source text: the key of every cache and record.
+
+A result depends on the code that made it. `digest` hashes a module together with every module of
+the project that it imports, found in the syntax trees, so nothing has to be imported to be hashed.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("toolkit", "data_scripts")
+
+
+def digest(*modules: str, text: bool = False) -> str:
+    """Hash the source of modules and of all the project's modules that they reach.
+
+    Args:
+        modules: dotted names, such as `"toolkit.optimization.multipass_sgd"`.
+        text: hash the files as written (what `show` prints). By default the syntax trees without
+            docstrings are hashed, so a better comment makes no result stale.
+
+    Returns:
+        20 hexadecimal digits.
+
+    Raises:
+        ModuleNotFoundError: if a name is no module of the project.
+    """
+    total = hashlib.sha256()
+    for name in sorted(reach(*modules)):
+        path = _path(name)
+        content = path.read_text("utf-8")
+        total.update(f"{name}\n{content if text else _code(content)}\n".encode())
+    return total.hexdigest()[:20]
+
+
+def reach(*modules: str) -> set[str]:
+    """The project's modules that the given ones import, directly or not, and themselves."""
+    todo, seen = list(modules), set()
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        todo += imports(_path(name).read_text("utf-8"), name)
+    return seen
+
+
+def imports(code: str, module: str = "") -> set[str]:
+    """The project's modules that a piece of code imports, read from its syntax tree.
+
+    Args:
+        code: Python source.
+        module: the dotted name of the module it stands in, for relative imports.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            candidates = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, module)
+            candidates = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {name for name in candidates if name.split(".")[0] in PACKAGES and _is_file(name)}
+    return found
+
+
+def _absolute(node: ast.ImportFrom, module: str) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    is_package = bool(module) and _path(module).name == "__init__.py"
+    parent = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parent, *([node.module] if node.module else [])])
+
+
+def _code(content: str) -> str:
+    tree = ast.parse(content)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [item for item in node.body if not _is_docstring(item)] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def _path(name: str) -> Path:
+    path = _find(name)
+    if path is None:
+        raise ModuleNotFoundError(f"{name} is no module of {' or '.join(PACKAGES)}")
+    return path
+
+
+def _is_file(name: str) -> bool:
+    return _find(name) is not None
+
+
+def _find(name: str) -> Path | None:
+    root, *rest = name.split(".")
+    home = _home(root)
+    if home is None:
+        return None
+    place = home.joinpath(*rest)
+    candidates = (
+        (place / "__init__.py", place.with_suffix(".py")) if rest else (place / "__init__.py",)
+    )
+    return next((path for path in candidates if path.is_file()), None)
+
+
+@cache
+def _home(package: str) -> Path | None:
+    spec = find_spec(package) if package in PACKAGES else None
+    return Path(spec.origin).parent if spec and spec.origin else None
