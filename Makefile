@@ -56,7 +56,7 @@ data: install
 install: $(VENV)/pyvenv.cfg
 	@if [ "$$(cat $(VENV)/.lock-core 2>/dev/null || true)" != "$(call LOCK_HASH,requirements.txt)" ]; then \
 		echo "== installing the locked packages (some minutes the first time)"; \
-		python -m pip install -q -r requirements.txt; \
+		python -m pip install -r requirements.txt; \
 		python -m pip install -q --no-deps -e .; \
 		echo "$(call LOCK_HASH,requirements.txt)" > $(VENV)/.lock-core; \
 	fi
@@ -64,7 +64,7 @@ install: $(VENV)/pyvenv.cfg
 install-dev: $(VENV)/pyvenv.cfg
 	@if [ "$$(cat $(VENV)/.lock-dev 2>/dev/null || true)" != "$(call LOCK_HASH,requirements-dev.txt)" ]; then \
 		echo "== installing the locked packages with the tests' (some minutes the first time)"; \
-		python -m pip install -q -r requirements-dev.txt; \
+		python -m pip install -r requirements-dev.txt; \
 		python -m pip install -q --no-deps -e .; \
 		echo "$(call LOCK_HASH,requirements-dev.txt)" > $(VENV)/.lock-dev; \
 		echo "$(call LOCK_HASH,requirements.txt)" > $(VENV)/.lock-core; \

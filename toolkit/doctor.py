@@ -57,16 +57,18 @@ def _packages() -> Finding:
 
 def _data() -> Finding:
     done = subprocess.run(
-        [sys.executable, "-m", "data_scripts", "list", "--missing"],
+        [sys.executable, "-m", "data_scripts", "list"],
         capture_output=True,
         text=True,
         check=False,
         cwd=ROOT,
     )
-    missing = done.stdout.split()
-    says = "all there" if not missing and not done.returncode else ", ".join(missing) or done.stderr
-    good = not missing and not done.returncode
-    return Finding("data", good, says, "python -m data_scripts fetch")
+    rows = [row for row in done.stdout.splitlines() if "on demand" not in row]
+    missing = [row.split()[0] for row in rows if "not prepared" in row or "outdated" in row]
+    says = ", ".join(missing) or ("all there" if not done.returncode else done.stderr.strip())
+    return Finding(
+        "data", not missing and not done.returncode, says, "python -m data_scripts fetch"
+    )
 
 
 def _browser() -> Finding:

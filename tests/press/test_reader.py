@@ -124,6 +124,17 @@ def test_a_notebook_must_name_itself():
         reader.read(json.dumps(nbformat.v4.new_notebook()))
 
 
+@pytest.mark.parametrize("kind", sorted(reader.KERNEL_ONLY))
+def test_a_bare_widget_or_figure_does_not_reach_a_page(kind):
+    cell = nbformat.v4.new_code_cell(id="bare")
+    cell.outputs = [nbformat.v4.new_output("display_data", data={kind: {}})]
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    with pytest.raises(ValueError, match="'bare' shows"):
+        reader.require_page_outputs(notebook)
+    cell.outputs[0].data["text/html"] = "<figure></figure>"
+    reader.require_page_outputs(notebook)
+
+
 def test_an_unknown_notebook_is_refused(book):
     with pytest.raises(ValueError, match="demo"):
         build.build(["nothing"])

@@ -27,6 +27,9 @@ KERNEL_ENVIRONMENT = {
 PAGE_ENVIRONMENT = KERNEL_ENVIRONMENT | {"TOOLKIT_STATIC": "1", "TOOLKIT_JOBS": "1"}
 
 
+KERNEL_ONLY = {"application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"}
+
+
 class CellFailed(RuntimeError):
     """A chapter's cell raised; the message names chapter, cell and error."""
 
@@ -36,11 +39,12 @@ def read(text: str) -> NotebookNode:
 
     Raises:
         CellFailed: if a cell raises.
-        ValueError: if the notebook does not name itself.
+        ValueError: if the notebook does not name itself, or shows what a page cannot.
     """
     source = nbformat.reads(text, as_version=4)
     twin = nbformat.read(execute(source_path(name_of(source))), as_version=4)
     shown = edition(twin, solutions=True) if is_exercises(twin) else twin
+    require_page_outputs(shown)
     for cell in shown.cells:  # papermill's bookkeeping is not for readers
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
@@ -98,6 +102,22 @@ def key_of(twin: Path) -> str | None:
         return nbformat.read(twin, as_version=4).metadata.get("toolkit", {}).get("key")
     except (FileNotFoundError, ValueError, nbformat.ValidationError, AttributeError):
         return None
+
+
+def require_page_outputs(notebook: NotebookNode) -> None:
+    """Refuse outputs that show nothing on a page without a kernel.
+
+    Raises:
+        ValueError: naming the cell that shows a bare widget or plotly figure.
+    """
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            kinds = set(output.get("data", {}))
+            if kinds & KERNEL_ONLY and "text/html" not in kinds:
+                raise ValueError(
+                    f"cell {cell.id!r} shows {', '.join(kinds & KERNEL_ONLY)}, which a page cannot "
+                    "draw; wrap it in Explorable or show_figure"
+                )
 
 
 def name_of(notebook: NotebookNode) -> str:
