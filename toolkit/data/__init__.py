@@ -1,0 +1,48 @@
+"""Prepared data sets as plain tensors, subsets of them, and label noise.
+
+`load_NAME()` returns a frozen dataclass of tensors. Where a set is missing it raises
+`DataMissing`, whose message names the command that prepares it.
+"""
+
+from toolkit.data.images import (
+    EMOJI_VENDORS,
+    GLYPH_FONTS,
+    HELD_OUT_FONTS,
+    Emoji,
+    Glyphs,
+    LabelledImages,
+    Photos,
+    load_digits,
+    load_emoji,
+    load_fashion_mnist,
+    load_glyphs,
+    load_photos,
+)
+from toolkit.data.noise import NoisyLabels, matrix_noise, pair_noise, symmetric_noise
+from toolkit.data.store import ChecksumError, DataError, DataMissing, StoreError
+from toolkit.data.subsets import long_tail_counts, take_per_class
+
+__all__ = [
+    "EMOJI_VENDORS",
+    "GLYPH_FONTS",
+    "HELD_OUT_FONTS",
+    "ChecksumError",
+    "DataError",
+    "DataMissing",
+    "Emoji",
+    "Glyphs",
+    "LabelledImages",
+    "NoisyLabels",
+    "Photos",
+    "StoreError",
+    "load_digits",
+    "load_emoji",
+    "load_fashion_mnist",
+    "load_glyphs",
+    "load_photos",
+    "long_tail_counts",
+    "matrix_noise",
+    "pair_noise",
+    "symmetric_noise",
+    "take_per_class",
+]
