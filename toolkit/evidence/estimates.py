@@ -215,6 +215,8 @@ def bootstrap(statistic: Callable[..., float], *samples: ArrayLike) -> Estimate:
         if level > 1 - 1 / (RESAMPLES + 1):  # beyond what so many resamples can tell
             return -np.inf, np.inf
         found = _resample(statistic, arrays, n, level, result).confidence_interval
+        if np.isnan(found.low):  # leaving out any one seed changes nothing: percentiles instead
+            return tuple(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist())
         return float(found.low), float(found.high)
 
     return _estimate(value, n, "BCa bootstrap over seeds", at)

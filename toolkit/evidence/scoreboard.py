@@ -76,7 +76,7 @@ def _table(chapter: Chapter, survives: dict[str, bool]) -> str:
         for h in ("claim", "paper", "this build (quick)", "recorded (full)")
     )
     table = (
-        f"<table><caption>{_text(chapter.title)}</caption><thead><tr>{heads}</tr></thead>"
+        f"<table><caption>Claims of {chapter.slug}</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
     title = f'<h2 id="{chapter.slug}"><a href="{chapter.href}">{_text(chapter.title)}</a></h2>'

@@ -13,6 +13,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from toolkit.course.release import edition, is_exercises
+from toolkit.evidence.claims import MIME
 from toolkit.source import digest, imports
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +46,11 @@ def read(text: str) -> NotebookNode:
     twin = nbformat.read(execute(source_path(name_of(source))), as_version=4)
     shown = edition(twin, solutions=True) if is_exercises(twin) else twin
     require_page_outputs(shown)
-    for cell in shown.cells:  # papermill's bookkeeping is not for readers
+    for cell in shown.cells:  # bookkeeping is not for readers
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop(MIME, None)
     return shown
 
 

@@ -28,9 +28,18 @@ def _load_jupyter_server_extension(server: Any) -> None:
             (rf"{base}/(.*)", BookHandler, {"path": str(site), "default_filename": "index.html"}),
         ],
     )
+    server.web_app.settings["page_config_hook"] = _without_news
     # jupyter hides a token here that somebody chose, and shows one that it made
     address = urlsplit(server.local_url)._replace(path=f"{base}/").geturl()
     server.log.info("the book with live figures: %s", address)
+
+
+def _without_news(handler: Any, page_config: dict[str, Any]) -> dict[str, Any]:
+    """Even with its news turned off, JupyterLab would ask each new reader about them."""
+    page_config.setdefault("disabledExtensions", []).append(
+        "@jupyterlab/apputils-extension:announcements"
+    )
+    return page_config
 
 
 class BookHandler(JupyterHandler, web.StaticFileHandler):
@@ -47,13 +56,11 @@ class BookHandler(JupyterHandler, web.StaticFileHandler):
 
     @web.authenticated
     async def get(self, path: str, include_body: bool = True) -> None:  # type: ignore[override]
-        """Send one file.
-
-        Raises:
-            HTTPError: 404 where the site or the file does not exist.
-        """
+        """Send one file, or say that nothing is built yet."""
         if not (Path(self.root) / "index.html").is_file():
-            raise web.HTTPError(404, "The book is not built yet; run: make book")
+            self.set_status(404)
+            self.finish("The book is not built yet; run: make book")
+            return
         self.xsrf_token  # noqa: B018 - reading it sets the cookie that live.js sends back
         await web.StaticFileHandler.get(self, path, include_body)
 

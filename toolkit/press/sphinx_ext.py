@@ -146,6 +146,20 @@ def _drop_thebe_assets(app: Sphinx, page: str, template: str, context: dict, doc
     for kind in ("script_files", "css_files"):
         kept = [item for item in context.get(kind, ()) if not _is_thebe(item)]
         context[kind] = kept
+    # Sphinx marks citations as a list without list items, which screen readers cannot count
+    context["body"] = context.get("body", "").replace(
+        'role="list" class="citation-list"', 'class="citation-list"'
+    )
+    _name_toggles(context)
+
+
+def _name_toggles(context: dict) -> None:
+    """Name the sidebar's buttons that unfold the pages of a chapter; the theme leaves them bare."""
+    make = context.get("generate_toctree_html")
+    if make is not None:
+        context["generate_toctree_html"] = lambda *args, **kwargs: str(
+            make(*args, **kwargs)
+        ).replace("<summary><span", '<summary aria-label="Show or hide the pages below"><span')
 
 
 def _is_thebe(asset: Any) -> bool:

@@ -94,6 +94,7 @@
     }
 
     stop() {
+      this.lost = null;
       this.socket.onclose = null;
       this.socket.close();
       this.lose(new Error("stopped"));
