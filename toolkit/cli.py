@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -138,8 +139,12 @@ def _experiment(options: argparse.Namespace) -> int:
     recipe = changed(module.PROFILES[options.profile], options.changes)
     seed = options.seed or 0
     device = start(seed, options.device)
-    print(f"{options.slug}: {recipe}", file=sys.stderr)
-    print(json.dumps(module.experiment(recipe, seed, device), indent=1, default=float))
+    first = os.environ.get("RANK", "0") == "0"  # torchrun: all ranks compute, one reports
+    if first:
+        print(f"{options.slug}: {recipe}", file=sys.stderr)
+    results = module.experiment(recipe, seed, device)
+    if first:
+        print(json.dumps(results, indent=1, default=float))
     return 0
 
 

@@ -76,6 +76,12 @@ def test_the_bootstrap_resamples_pairs_together():
     assert (twin.low, twin.high) == pytest.approx((1, 1))
 
 
+def test_a_statistic_of_few_values_gets_percentiles():
+    found = bootstrap(lambda sample: np.round(sample.mean() / 5), np.arange(20.0))
+    assert np.isfinite([found.low, found.high]).all()
+    assert found.low <= found.value <= found.high
+
+
 def test_the_bootstrap_repeats():
     first, second = (bootstrap(np.median, SAMPLE) for _ in range(2))
     assert first == second

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -91,6 +92,23 @@ def test_a_killed_build_leaves_no_half_twin(book):
     assert not reader.twin_path("demo").exists()
     write(book, "print('again')")
     assert printed(reader.execute(book / "book" / "demo.ipynb")) == "again\n"
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_old_twin_and_nothing_half_written(book, monkeypatch):
+    path = book / "book" / "demo.ipynb"
+    twin = reader.execute(path)
+    before = twin.read_bytes()
+    write(book, "print('larger')")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(twin))
+
+    monkeypatch.setattr(reader, "_stamp", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        reader.execute(path)
+    assert twin.read_bytes() == before
+    assert [file.name for file in twin.parent.iterdir()] == ["demo.ipynb"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ The sources hold no outputs. MyST-NB hands each of them to `read` as text, which
 """
 
 import hashlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -170,6 +171,8 @@ def _papermill(
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    # It cannot read `a, b = 1, 2` and would call our parameters unknown; it sets them all the same.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     twin.parent.mkdir(parents=True, exist_ok=True)
     temporary = twin.with_suffix(f".{os.getpid()}.tmp.ipynb")
     begin = time.perf_counter()
@@ -181,7 +184,7 @@ def _papermill(
                 parameters=parameters,
                 cwd=ROOT / "book",
                 kernel_name="python3",
-                progress_bar=False,
+                progress_bar=bool(parameters),  # a run is watched; the book has its own bar
                 request_save_on_cell_execute=False,
                 autosave_cell_every=0,
                 extra_arguments=["--log-level=40"],  # errors only

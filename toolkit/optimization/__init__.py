@@ -1,0 +1,1 @@
+"""Part one of the book: how stochastic gradients find a minimum, and what slows them."""
