@@ -122,12 +122,13 @@ def ratio(a: ArrayLike, b: ArrayLike) -> Estimate:
     influence = top / top.mean() - bottom / bottom.mean()
     error = influence.std(ddof=1) / np.sqrt(len(top))
     log_interval = _t_interval(centre, error, len(top) - 1)
-    return _estimate(
-        np.exp(centre),
-        len(top),
-        "delta method on log means, paired",
-        lambda level: tuple(np.exp(log_interval(level))),
-    )
+
+    def at(level: float) -> tuple[float, float]:
+        with np.errstate(over="ignore"):  # few seeds and a level near 1: infinity is right
+            low, high = np.exp(log_interval(level))
+        return float(low), float(high)
+
+    return _estimate(np.exp(centre), len(top), "delta method on log means, paired", at)
 
 
 def proportion(hits: int, n: int) -> Estimate:

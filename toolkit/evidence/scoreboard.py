@@ -122,7 +122,8 @@ def _provenance(chapter: Chapter) -> str:
     )
     return (
         f'<p class="provenance">Full run of {record.date}: {record.seeds} seeds, '
-        f"{record.seconds:.0f} s, {_text(versions)}.{stale}</p>"
+        f"{record.seconds:.0f} s (finished sweeps are read, not run again), "
+        f"{_text(versions)}.{stale}</p>"
     )
 
 

@@ -113,7 +113,7 @@ class _Gather(torch.autograd.Function):
 
 def _collect(receivers: list[Connection], deadline: float) -> list:
     results: dict[int, Any] = {}
-    waiting = dict(zip(receivers, range(len(receivers)), strict=True))
+    waiting: dict[Any, int] = {receiver: rank for rank, receiver in enumerate(receivers)}
     while waiting:
         ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
@@ -124,7 +124,7 @@ def _collect(receivers: list[Connection], deadline: float) -> list:
     return [results[rank] for rank in range(len(receivers))]
 
 
-def _receive(receiver: Connection, rank: int) -> Any:
+def _receive(receiver: Any, rank: int) -> Any:
     try:
         message = torch.load(BytesIO(receiver.recv_bytes()), weights_only=True)
     except EOFError:

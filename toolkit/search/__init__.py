@@ -1,0 +1,1 @@
+"""Part *search*: classifiers and indexes over very many classes, products and images."""
