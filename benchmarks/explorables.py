@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the browser helpers live with the tests
 
 from tests.book.browser import (
-    ROOT,
     TOKEN,
     chromium,
     draw_all,
@@ -23,6 +22,7 @@ from tests.book.browser import (
     served,
 )
 from tests.book.test_lab import await_status, chapters, run_all_cells
+from toolkit.press.reader import ROOT
 
 MOVES = 25
 TARGETS = {"site": 40, "live page": 100, "JupyterLab": 150}  # milliseconds, at the median

@@ -16,13 +16,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-import yaml
 from playwright.sync_api import Browser, Error, Page, Request, sync_playwright
 
+from toolkit.press.build import SITE
 from toolkit.press.serve import site_server
 
-ROOT = Path(__file__).parents[2]
-SITE = ROOT / "_build" / "html"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (
     "the browser tests need Chromium: as root `apt-get install -y chromium`, "
@@ -170,23 +168,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def pages() -> list[str]:
-    """The pages in the table of contents, such as ``book/optimization/multipass_sgd``."""
-    return list(_files(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))))
-
-
-def _files(node) -> Iterator[str]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key in ("root", "file"):
-                yield value
-            else:
-                yield from _files(value)
-    elif isinstance(node, list):
-        for item in node:
-            yield from _files(item)
 
 
 # --------------------------------------------------------------------------------- explorables

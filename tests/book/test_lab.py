@@ -6,17 +6,17 @@ import shutil
 import pytest
 
 from tests.book.browser import (
-    ROOT,
     TOKEN,
     chromium,
     draw_all,
     drawn,
     lab_server,
     opened,
-    pages,
     sessions,
     settled,
 )
+from toolkit.press.build import pages
+from toolkit.press.reader import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

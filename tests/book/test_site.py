@@ -8,18 +8,17 @@ from axe_playwright_python.sync_playwright import Axe
 
 from tests.book.browser import (
     PHONE,
-    ROOT,
-    SITE,
     chromium,
     draw_all,
     drawn,
     font_colours,
     opened,
-    pages,
     served,
     settled,
 )
 from toolkit.explore.figures import template, theme
+from toolkit.press.build import SITE, pages
+from toolkit.press.reader import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 every_page = pytest.mark.parametrize("name", pages())

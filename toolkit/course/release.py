@@ -65,6 +65,10 @@ def _fold(cell: NotebookNode) -> None:
     tags = cell.metadata.setdefault("tags", [])
     if "hide-cell" not in tags:
         tags.append("hide-cell")
+    cell.metadata["mystnb"] = {
+        "code_prompt_show": "Show a solution",
+        "code_prompt_hide": "Hide the solution",
+    }
     cell.source = "\n".join(
         line for line in cell.source.split("\n") if not any(mark in line for mark in SOLUTION)
     )

@@ -48,10 +48,14 @@ def build(names: Sequence[str] = (), jobs: int = 2, scheduler: str | None = None
 
 
 def in_contents() -> list[Path]:
-    """The notebooks that `_toc.yml` names, in reading order."""
-    contents = yaml.safe_load((reader.ROOT / "_toc.yml").read_text("utf-8"))
-    files = (reader.ROOT / f"{name}.ipynb" for name in _files(contents))
+    """The notebooks among the pages, in reading order."""
+    files = (reader.ROOT / f"{name}.ipynb" for name in pages())
     return [path for path in files if path.is_file()]
+
+
+def pages() -> list[str]:
+    """The pages that `_toc.yml` names, such as `book/search/knn_softmax`, in reading order."""
+    return list(_files(yaml.safe_load((reader.ROOT / "_toc.yml").read_text("utf-8"))))
 
 
 def stale(paths: Sequence[Path]) -> list[Path]:

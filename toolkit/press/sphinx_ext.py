@@ -6,6 +6,7 @@ out exercises without hidden tests, and warns of any request that would leave th
 Book is run with `-W`, so such a warning fails the build.
 """
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from toolkit.press import reader
 
 log = logging.getLogger(__name__)
 
-TOOLKIT = Path(__file__).parents[1]
+STATIC = [Path(__file__).parents[1] / name / "static" for name in ("explore", "press")]
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "ui")
 MATHJAX_SPEECH = ("sre/mathmaps/en.json", "sre/mathmaps/base.json")
 OUTSIDE = re.compile(
@@ -40,6 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything; called by Sphinx."""
     app.add_directive("scoreboard", ScoreboardDirective)
     app.add_node(Scoreboard, html=(_visit_scoreboard, _depart_scoreboard))
+    app.add_config_value("toolkit_static", "", "html")  # a changed style rewrites every page
     app.connect("config-inited", _configure)
     app.connect("env-get-outdated", _outdated)
     app.connect("env-updated", _keep_keys)
@@ -65,11 +67,17 @@ def _configure(app: Sphinx, config: Any) -> None:
     config.mathjax_path = "offline/mathjax/tex-chtml.js"
     config.nb_ipywidgets_js = {}
     config.html_theme_options["navbar_persistent"] = []  # one search field is enough
-    for folder in ("explore", "press"):
-        path = str(TOOLKIT / folder / "static")
+    config.toolkit_static = _static_digest()
+    for folder in STATIC:
+        path = str(folder)
         if path not in config.html_static_path:
             config.html_static_path.append(path)
-        _add_assets(app, Path(path))
+        _add_assets(app, folder)
+
+
+def _static_digest() -> str:
+    files = [path for folder in STATIC for path in sorted(folder.rglob("*")) if path.is_file()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _add_assets(app: Sphinx, folder: Path) -> None:
