@@ -43,7 +43,23 @@ def test_docstrings_and_comments_change_only_the_digest_of_the_text(package):
 
 def test_relative_imports_are_followed(package):
     (package / "a.py").write_text("from . import c\nfrom .b import g\n")
-    assert source.reach("toolkit.a") == {"toolkit", "toolkit.a", "toolkit.b", "toolkit.c"}
+    assert source.reach("toolkit.a") == {"toolkit.a", "toolkit.b", "toolkit.c"}
+
+
+def test_a_package_that_only_re_exports_is_seen_through(package):
+    (package / "__init__.py").write_text(
+        '"""Doc."""\nfrom toolkit.b import g\nfrom toolkit.c import x as y\n__all__ = ["g", "y"]\n'
+    )
+    assert source.imports("from toolkit import g") == {"toolkit.b"}
+    assert source.imports("from toolkit import y, a") == {"toolkit.c", "toolkit.a"}
+    assert source.imports("import toolkit") == {"toolkit"}
+    assert source.imports("from toolkit import *") == {"toolkit"}
+
+
+def test_a_package_with_code_of_its_own_counts(package):
+    (package / "__init__.py").write_text("from toolkit.b import g\nONE = 1\n")
+    assert source.imports("from toolkit import g") == {"toolkit"}
+    assert source.imports("from toolkit import a") == {"toolkit", "toolkit.a"}
 
 
 def test_an_unknown_module_is_an_error(package):

@@ -272,8 +272,11 @@ class _Cache:
         path = self.path(recipe, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(result), "utf-8")
-        temporary.replace(path)
+        try:
+            temporary.write_text(json.dumps(result), "utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def build_folder(name: str) -> Path:

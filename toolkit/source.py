@@ -54,17 +54,50 @@ def imports(code: str, module: str = "") -> set[str]:
         code: Python source.
         module: the dotted name of the module it stands in, for relative imports.
     """
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            candidates = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, module)
-            candidates = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        found |= {name for name in candidates if name.split(".")[0] in PACKAGES and _is_file(name)}
-    return found
+            for alias in node.names:
+                found |= _homes(base, alias.name)
+    return {name for name in found if name.split(".")[0] in PACKAGES and _is_file(name)}
+
+
+def _homes(base: str, name: str) -> set[str]:
+    """The modules that `from base import name` needs.
+
+    A package that only re-exports is seen through, so that a new data set changes the digest of
+    nothing that does not read it.
+    """
+    if _is_file(f"{base}.{name}"):
+        return {f"{base}.{name}"} | (set() if _exports(base) is not None else {base})
+    exports = _exports(base) or {}
+    return _homes(*exports[name]) if name in exports else {base}
+
+
+def _exports(package: str) -> dict[str, tuple[str, str]] | None:
+    """Where the names of a package come from, if its `__init__.py` is nothing but imports."""
+    path = _find(package)
+    if path is None or path.name != "__init__.py":
+        return None
+    exports: dict[str, tuple[str, str]] = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            exports |= {alias.asname or alias.name: (base, alias.name) for alias in node.names}
+        elif not (_is_docstring(node) or _is_all(node)):
+            return None
+    return exports
+
+
+def _is_all(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == "__all__"
+    )
 
 
 def _absolute(node: ast.ImportFrom, module: str) -> str:

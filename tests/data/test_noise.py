@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.data import matrix_noise, pair_noise, symmetric_noise
+from toolkit.data import instance_noise, matrix_noise, pair_noise, symmetric_noise
 
 
 def seeded(seed=0):
@@ -88,3 +88,30 @@ def test_bad_matrices_are_refused(matrix, message):
 def test_label_outside_the_matrix_is_refused():
     with pytest.raises(ValueError, match="labels must be 0 to 2"):
         matrix_noise(torch.tensor([3]), PAIRS, generator=seeded())
+
+
+def test_instance_noise_has_its_rate_and_depends_on_the_image():
+    x = torch.randn(20_000, 12, generator=seeded())
+    y = torch.randint(0, 5, (20_000,), generator=seeded())
+    noisy = instance_noise(x, y, 0.3, 5, generator=seeded())
+    assert noisy.flipped.float().mean().item() == pytest.approx(0.3, abs=0.015)
+    assert torch.equal(noisy.flipped, noisy.given != noisy.clean)
+    wrong = noisy.flipped & (y == 0)
+    centres = torch.stack([x[wrong & (noisy.given == k)].mean(0) for k in range(1, 5)])
+    assert centres.norm(dim=1).min() > 0.3  # symmetric noise: about 0.1
+
+
+def test_instance_noise_of_rate_zero_without_spread_changes_nothing():
+    y = torch.arange(50) % 5
+    noisy = instance_noise(torch.randn(50, 3), y, 0.0, 5, spread=0.0, generator=seeded())
+    assert torch.equal(noisy.given, y)
+    assert not noisy.flipped.any()
+
+
+def test_instance_noise_refuses_bad_input():
+    with pytest.raises(ValueError, match="one row a label"):
+        instance_noise(torch.randn(4, 3), torch.arange(5) % 5, 0.1, 5, generator=seeded())
+    with pytest.raises(ValueError, match="spread"):
+        instance_noise(torch.randn(5, 3), LABELS[:5], 0.1, 5, spread=-1.0, generator=seeded())
+    with pytest.raises(ValueError, match="rate"):
+        instance_noise(torch.randn(5, 3), LABELS[:5], 1.1, 5, generator=seeded())

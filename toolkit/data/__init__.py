@@ -18,7 +18,13 @@ from toolkit.data.images import (
     load_glyphs,
     load_photos,
 )
-from toolkit.data.noise import NoisyLabels, matrix_noise, pair_noise, symmetric_noise
+from toolkit.data.noise import (
+    NoisyLabels,
+    instance_noise,
+    matrix_noise,
+    pair_noise,
+    symmetric_noise,
+)
 from toolkit.data.store import ChecksumError, DataError, DataMissing, StoreError
 from toolkit.data.subsets import long_tail_counts, take_per_class
 
@@ -35,6 +41,7 @@ __all__ = [
     "NoisyLabels",
     "Photos",
     "StoreError",
+    "instance_noise",
     "load_digits",
     "load_emoji",
     "load_fashion_mnist",

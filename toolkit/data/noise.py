@@ -1,4 +1,4 @@
-"""Wrong labels, made on purpose: symmetric, pair and class-dependent label noise.
+"""Wrong labels, made on purpose: symmetric, pair, class- and instance-dependent label noise.
 
 `rate` is the probability that a label is wrong. A flipped label is always one of the *other*
 K−1 classes, so the given labels are wrong at that rate exactly in expectation.
@@ -89,6 +89,48 @@ def matrix_noise(
     draws = torch.rand(len(y), 1, generator=generator, dtype=torch.float64) * edges[:, -1:]
     given = torch.searchsorted(edges, draws, right=True)[:, 0].to(y.device)
     return NoisyLabels(given, y, given != y)
+
+
+def instance_noise(
+    x: Float[Tensor, "n d"],
+    y: Int64[Tensor, "n"],
+    rate: float,
+    num_classes: int,
+    *,
+    spread: float = 0.1,
+    generator: torch.Generator,
+) -> NoisyLabels:
+    """Flip labels by what the example looks like: some images are mistaken more often than others.
+
+    Each example draws its own flip rate, normal around `rate` and cut to [0, 1]; the wrong class
+    is drawn from a softmax of the features under a random projection of the true class. Xia et
+    al., "Part-dependent label noise" (2020), Algorithm 2; features are standardised here.
+
+    Args:
+        x: features, one row an example.
+        y: the true classes, 0 to K−1.
+        rate: mean rate of wrong labels, 0 to 1 (near 0 and 1 the cut moves the mean inward).
+        num_classes: K, at least 2.
+        spread: standard deviation of the examples' rates.
+        generator: a CPU generator.
+
+    Raises:
+        ValueError: as `symmetric_noise`; also for a negative spread or lengths that differ.
+    """
+    _check(y, rate, num_classes)
+    if len(x) != len(y) or not spread >= 0:
+        raise ValueError(f"need one row a label and spread ≥ 0, got {len(x)}, {len(y)}, {spread}")
+    rates = (rate + spread * torch.randn(len(y), generator=generator)).clamp(0, 1)
+    views = torch.randn(num_classes, x.shape[1], num_classes, generator=generator)
+    scores = torch.empty(len(y), num_classes)
+    z = ((x - x.mean(0)) / (x.std(0, correction=0) + 1e-6)).to("cpu", torch.float32)
+    for label in range(num_classes):
+        rows = (y == label).nonzero()[:, 0].cpu()
+        scores[rows] = z[rows] @ views[label] / x.shape[1] ** 0.5
+    others = scores.scatter(1, y.cpu()[:, None], -torch.inf).softmax(dim=1)
+    other = torch.multinomial(others, 1, generator=generator)[:, 0].to(y.device)
+    flipped = (torch.rand(len(y), generator=generator) < rates).to(y.device)
+    return NoisyLabels(torch.where(flipped, other, y), y, flipped)
 
 
 def _flip(
