@@ -92,7 +92,7 @@ def matrix_noise(
 
 
 def instance_noise(
-    x: Float[Tensor, "n d"],
+    x: Float[Tensor, "rows d"],
     y: Int64[Tensor, "n"],
     rate: float,
     num_classes: int,
