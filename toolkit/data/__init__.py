@@ -4,6 +4,22 @@
 `DataMissing`, whose message names the command that prepares it.
 """
 
+from toolkit.data.clips import RealClip, load_clips
+from toolkit.data.emoji_shop import (
+    CATALOGUE_VENDORS,
+    SHOP_VENDORS,
+    EmojiShop,
+    ShopQueries,
+    load_emoji_shop,
+)
+from toolkit.data.emoji_video import (
+    EASY_MOTIONS,
+    HARD_MOTIONS,
+    TWIN_SETS,
+    VIDEO_SIZES,
+    Clips,
+    load_emoji_video,
+)
 from toolkit.data.images import (
     EMOJI_VENDORS,
     GLYPH_FONTS,
@@ -27,29 +43,47 @@ from toolkit.data.noise import (
 )
 from toolkit.data.store import ChecksumError, DataError, DataMissing, StoreError
 from toolkit.data.subsets import long_tail_counts, take_per_class
+from toolkit.data.video import CompressedClip, decode, encode_h264, read_compressed
 
 __all__ = [
+    "CATALOGUE_VENDORS",
+    "EASY_MOTIONS",
     "EMOJI_VENDORS",
     "GLYPH_FONTS",
+    "HARD_MOTIONS",
     "HELD_OUT_FONTS",
+    "SHOP_VENDORS",
+    "TWIN_SETS",
+    "VIDEO_SIZES",
     "ChecksumError",
+    "Clips",
+    "CompressedClip",
     "DataError",
     "DataMissing",
     "Emoji",
+    "EmojiShop",
     "Glyphs",
     "LabelledImages",
     "NoisyLabels",
     "Photos",
+    "RealClip",
+    "ShopQueries",
     "StoreError",
+    "decode",
+    "encode_h264",
     "instance_noise",
+    "load_clips",
     "load_digits",
     "load_emoji",
+    "load_emoji_shop",
+    "load_emoji_video",
     "load_fashion_mnist",
     "load_glyphs",
     "load_photos",
     "long_tail_counts",
     "matrix_noise",
     "pair_noise",
+    "read_compressed",
     "symmetric_noise",
     "take_per_class",
 ]
