@@ -57,7 +57,7 @@ def test_nothing_of_val_and_test_enters_a_log(log, monkeypatch):
     """The log stays the same when these splits hold something else."""
     whole = data.load_emoji_shop(50)
     only_train = type(whole)(**(vars(whole) | {"queries": {"train": whole.queries["train"]}}))
-    monkeypatch.setattr(data.emoji_shop, "load_emoji_shop", lambda products: only_train)
+    monkeypatch.setattr(data.shop_clicks, "load_emoji_shop", lambda products: only_train)
     data.shop_clicks._old_engine.cache_clear()
     again = simulate_clicks(50)
     assert all(torch.equal(one, other) for one, other in zip(columns(log), columns(again)))  # noqa: B905
