@@ -79,6 +79,7 @@ def test_a_list_of_seeds_gives_one_value_each(tmp_path):
     assert len([name for name in results if name.startswith("noisy/error_")]) == 11
 
 
+@pytest.mark.slow
 def test_a_diverged_model_is_reported(tmp_path):
     recipe = replace(TINY, rates=(0.5,), seeds=1, lr=1e30, folder=write_cifar(tmp_path))
     scale.load_cifar.cache_clear()
