@@ -1,4 +1,4 @@
-"""Prepared data sets as plain tensors, subsets of them, and label noise.
+"""Prepared data sets as plain tensors, subsets of them, label noise, a shop with its visitors.
 
 `load_NAME()` returns a frozen dataclass of tensors. Where a set is missing it raises
 `DataMissing`, whose message names the command that prepares it.
@@ -41,6 +41,8 @@ from toolkit.data.noise import (
     pair_noise,
     symmetric_noise,
 )
+from toolkit.data.shop_clicks import ClickLog, old_engine, simulate_clicks
+from toolkit.data.shop_titles import SELLER_WORDS, draw_title, shared_only
 from toolkit.data.store import ChecksumError, DataError, DataMissing, StoreError
 from toolkit.data.subsets import long_tail_counts, take_per_class
 from toolkit.data.video import CompressedClip, decode, encode_h264, read_compressed
@@ -52,10 +54,12 @@ __all__ = [
     "GLYPH_FONTS",
     "HARD_MOTIONS",
     "HELD_OUT_FONTS",
+    "SELLER_WORDS",
     "SHOP_VENDORS",
     "TWIN_SETS",
     "VIDEO_SIZES",
     "ChecksumError",
+    "ClickLog",
     "Clips",
     "CompressedClip",
     "DataError",
@@ -70,6 +74,7 @@ __all__ = [
     "ShopQueries",
     "StoreError",
     "decode",
+    "draw_title",
     "encode_h264",
     "instance_noise",
     "load_clips",
@@ -82,8 +87,11 @@ __all__ = [
     "load_photos",
     "long_tail_counts",
     "matrix_noise",
+    "old_engine",
     "pair_noise",
     "read_compressed",
+    "shared_only",
+    "simulate_clicks",
     "symmetric_noise",
     "take_per_class",
 ]
