@@ -4,6 +4,13 @@
 `DataMissing`, whose message names the command that prepares it.
 """
 
+from toolkit.data.emoji_shop import (
+    CATALOGUE_VENDORS,
+    SHOP_VENDORS,
+    EmojiShop,
+    ShopQueries,
+    load_emoji_shop,
+)
 from toolkit.data.images import (
     EMOJI_VENDORS,
     GLYPH_FONTS,
@@ -29,21 +36,26 @@ from toolkit.data.store import ChecksumError, DataError, DataMissing, StoreError
 from toolkit.data.subsets import long_tail_counts, take_per_class
 
 __all__ = [
+    "CATALOGUE_VENDORS",
     "EMOJI_VENDORS",
     "GLYPH_FONTS",
     "HELD_OUT_FONTS",
+    "SHOP_VENDORS",
     "ChecksumError",
     "DataError",
     "DataMissing",
     "Emoji",
+    "EmojiShop",
     "Glyphs",
     "LabelledImages",
     "NoisyLabels",
     "Photos",
+    "ShopQueries",
     "StoreError",
     "instance_noise",
     "load_digits",
     "load_emoji",
+    "load_emoji_shop",
     "load_fashion_mnist",
     "load_glyphs",
     "load_photos",
