@@ -1,9 +1,16 @@
-"""Prepared data sets as plain tensors, subsets of them, and label noise.
+"""Prepared data sets as plain tensors, subsets of them, label noise, a shop with its visitors.
 
 `load_NAME()` returns a frozen dataclass of tensors. Where a set is missing it raises
 `DataMissing`, whose message names the command that prepares it.
 """
 
+from toolkit.data.emoji_shop import (
+    CATALOGUE_VENDORS,
+    SHOP_VENDORS,
+    EmojiShop,
+    ShopQueries,
+    load_emoji_shop,
+)
 from toolkit.data.images import (
     EMOJI_VENDORS,
     GLYPH_FONTS,
@@ -25,31 +32,44 @@ from toolkit.data.noise import (
     pair_noise,
     symmetric_noise,
 )
+from toolkit.data.shop_clicks import ClickLog, old_engine, simulate_clicks
+from toolkit.data.shop_titles import SELLER_WORDS, draw_title, shared_only
 from toolkit.data.store import ChecksumError, DataError, DataMissing, StoreError
 from toolkit.data.subsets import long_tail_counts, take_per_class
 
 __all__ = [
+    "CATALOGUE_VENDORS",
     "EMOJI_VENDORS",
     "GLYPH_FONTS",
     "HELD_OUT_FONTS",
+    "SELLER_WORDS",
+    "SHOP_VENDORS",
     "ChecksumError",
+    "ClickLog",
     "DataError",
     "DataMissing",
     "Emoji",
+    "EmojiShop",
     "Glyphs",
     "LabelledImages",
     "NoisyLabels",
     "Photos",
+    "ShopQueries",
     "StoreError",
+    "draw_title",
     "instance_noise",
     "load_digits",
     "load_emoji",
+    "load_emoji_shop",
     "load_fashion_mnist",
     "load_glyphs",
     "load_photos",
     "long_tail_counts",
     "matrix_noise",
+    "old_engine",
     "pair_noise",
+    "shared_only",
+    "simulate_clicks",
     "symmetric_noise",
     "take_per_class",
 ]

@@ -8,16 +8,6 @@ ARMS = ("full", "knn", "random", "knn+fill", "random+logq")
 """Full softmax; the published rule; random classes; three neighbours a label and corrected random
 fills; corrected random classes (sampled softmax with a uniform proposal, without replacement)."""
 
-HEADS: dict[str, dict[str, Any]] = {
-    "full": {"mode": "full"},
-    "knn": {"mode": "knn"},
-    "random": {"mode": "random"},
-    "knn+fill": {"mode": "knn", "correct_fill": True},
-    "random+logq": {"mode": "random", "correct_fill": True},
-    "warm+knn": {"mode": "full"},  # becomes "knn" after `warm_share` of the training
-}
-"""How the arms differ."""
-
 
 @dataclass(frozen=True)
 class Recipe:

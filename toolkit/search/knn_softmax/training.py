@@ -24,9 +24,18 @@ from toolkit.search.knn_softmax.compress import TopKCompressor
 from toolkit.search.knn_softmax.fccs import fccs_schedule, piecewise_schedule
 from toolkit.search.knn_softmax.graph import build_knn_graph
 from toolkit.search.knn_softmax.peers import PEERS
-from toolkit.search.knn_softmax.recipe import HEADS, Recipe
-from toolkit.search.knn_softmax.scale import train_distributed
+from toolkit.search.knn_softmax.recipe import Recipe
 from toolkit.search.knn_softmax.softmax import ShardedSoftmax
+
+HEADS: dict[str, dict[str, Any]] = {
+    "full": {"mode": "full"},
+    "knn": {"mode": "knn"},
+    "random": {"mode": "random"},
+    "knn+fill": {"mode": "knn", "correct_fill": True},
+    "random+logq": {"mode": "random", "correct_fill": True},
+    "warm+knn": {"mode": "full"},  # becomes "knn" after `warm_share` of the training
+}
+"""How the arms differ."""
 
 
 def experiment(recipe: Recipe, seed: int, device: torch.device) -> dict[str, float]:
@@ -46,6 +55,8 @@ def experiment(recipe: Recipe, seed: int, device: torch.device) -> dict[str, flo
         ValueError: for an unknown arm, or not one rate an arm.
     """
     if recipe.backbone != "mlp":
+        from toolkit.search.knn_softmax.scale import train_distributed
+
         return train_distributed(recipe, seed, device)
     _check_arms(recipe)
     data = glyph_features(recipe.num_classes, recipe.pca, device)
