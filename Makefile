@@ -29,7 +29,7 @@ test: install-dev data browser  ## Everything: style, units, notebooks, site, br
 	@echo "== the book, executed and built"
 	@toolkit build
 	@echo "== the executed chapters, validated again"
-	@TOOLKIT_STATIC=1 TOOLKIT_JOBS=1 TOOLKIT_SWEEP=check OMP_NUM_THREADS=1 TQDM_DISABLE=1 pytest -q -n 2 --dist loadfile \
+	@PYTHONPATH=tests TOOLKIT_STATIC=1 TOOLKIT_JOBS=1 TOOLKIT_SWEEP=check OMP_NUM_THREADS=1 TQDM_DISABLE=1 pytest -q -p steady_kernels -n 2 --dist loadfile \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with tests/nbval.cfg build/executed
 	@echo "== notebooks, site and browser"
 	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal tests/book

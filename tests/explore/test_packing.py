@@ -131,6 +131,14 @@ def test_texts_and_short_lists_are_kept_as_they_are():
     assert back["data", 0, "customdata"] == [[1 / 3]] * 12
 
 
+def test_a_gap_in_a_short_trace_is_null_as_json_has_it():
+    """One state's trace is short and has a gap, another's is long: both go into one pool."""
+    gap, long = np.array([1.0, np.nan, 3.0]), np.arange(20.0)
+    first, second = unpack(pack([curve(gap), curve(long)], ROOMY), 2)
+    assert first["data", 0, "y"] == [1.0, None, 3.0]
+    assert np.allclose(second["data", 0, "y"], long, atol=1e-3)
+
+
 def test_equal_arrays_are_stored_once():
     shared = np.random.default_rng(0).random(2000)
     one, many = (len(pack([curve(shared)] * count, ROOMY)) for count in (1, 100))

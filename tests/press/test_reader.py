@@ -77,6 +77,37 @@ def test_a_failing_cell_is_named_and_the_old_twin_stays(book):
     assert not list(twin.parent.glob("*.tmp*"))
 
 
+def test_a_kernel_that_dies_as_it_starts_is_started_again():
+    starts = iter([RuntimeError("Kernel died before replying to kernel_info")] * 2)
+
+    def run(value, more):
+        for error in starts:
+            raise error
+        return value + more
+
+    assert reader.in_a_kernel(run, 40, more=2) == 42
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (RuntimeError("Kernel died before replying to kernel_info"), 3),
+        (RuntimeError("Kernel died"), 1),
+        (OSError("no space"), 1),
+    ],
+)
+def test_other_failures_of_a_kernel_are_raised_at_once(error, tries):
+    seen = []
+
+    def run():
+        seen.append(1)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        reader.in_a_kernel(run)
+    assert len(seen) == tries
+
+
 @pytest.mark.slow
 def test_a_killed_build_leaves_no_half_twin(book):
     write(book, "import time; print('up', flush=True); time.sleep(60)")

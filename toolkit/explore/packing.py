@@ -58,9 +58,8 @@ def _packed(figures: Sequence[dict[str, Any]], bits: int) -> bytes:
             header["arrays"].append(entry | code)
             body += raw
         else:
-            pool = [v.tolist() if isinstance(v, np.ndarray) else v for v in pool]
-            header["values"].append(entry | {"pool": pool})
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            header["values"].append(entry | {"pool": [_plain(value) for value in pool]})
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     return gzip.compress(len(head).to_bytes(4, "little") + head + body, 9, mtime=0)
 
 
@@ -74,6 +73,15 @@ def _leaves(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
             yield from _leaves(value, (*path, key))
     else:
         yield path, node if EXACT_KEYS.intersection(path) else _numbers(node)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: arrays as lists, NaN, which JSON lacks, as null."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _numbers(leaf: Any) -> Any:

@@ -8,7 +8,9 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import nbformat
 from nbformat import NotebookNode
@@ -17,6 +19,7 @@ from toolkit.course.release import edition, is_exercises
 from toolkit.evidence.claims import MIME
 from toolkit.source import digest, imports
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 KERNEL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -27,7 +30,6 @@ KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 PAGE_ENVIRONMENT = KERNEL_ENVIRONMENT | {"TOOLKIT_STATIC": "1", "TOOLKIT_JOBS": "1"}
-
 
 KERNEL_ONLY = {"application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"}
 
@@ -84,6 +86,23 @@ def execute(path: Path, profile: str | None = None, seed: int | None = None) -> 
     twin = build_place("runs") / f"{path.stem}-{suffix}.ipynb"
     _papermill(path, twin, parameters, KERNEL_ENVIRONMENT, "")
     return twin
+
+
+def in_a_kernel(run: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Call what starts a kernel, up to three times if it dies before its first reply.
+
+    A kernel is told its ports before it binds them: another process may take one in between.
+
+    Raises:
+        RuntimeError: if the kernel died three times; whatever else `run` raises, at once.
+    """
+    for _ in range(2):
+        try:
+            return run(*args, **options)
+        except RuntimeError as error:
+            if "died before replying" not in str(error):
+                raise
+    return run(*args, **options)
 
 
 def key(text: str) -> str:
@@ -178,7 +197,8 @@ def _papermill(
     begin = time.perf_counter()
     try:
         with _environment(environment):
-            papermill.execute_notebook(
+            in_a_kernel(
+                papermill.execute_notebook,
                 path,
                 temporary,
                 parameters=parameters,
