@@ -187,7 +187,7 @@ def studies(profile: str) -> dict[str, list[Recipe]]:
         "bowl": [replace(bowl, T=T) for T in (horizons(256) if quick else horizons(3200))],
         "stages": [StageRecipe(stages=n) for n in (range(2, 8) if quick else range(4, 10))],
         "rough": [replace(rough, T=T) for T in ([2048] if quick else horizons(256))],
-        "rare": [RareRecipe() if quick else RareRecipe(chains=8)],
+        "rare": [RareRecipe(chains=4 if quick else 8)],
         "saddle": [replace(saddle, T=T) for T in pairs],
         "kappa": [replace(recipe, T=T) for recipe in kappa for T in pairs],
         "bilevel": [replace(bilevel, arms=(*bilevel.arms, *ours), T=T) for T in pairs],

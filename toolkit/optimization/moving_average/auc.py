@@ -173,6 +173,9 @@ def auc_scores(
 ) -> np.ndarray:
     """Train settings × seeds networks side by side; AUC on test or on held-out images.
 
+    In float64: over so many steps, the order of a sum in float32 would decide the third digit, and
+    a seed would give another number in other company.
+
     Returns:
         Shape [settings, seeds]; NaN where a network diverged.
     """
@@ -181,13 +184,13 @@ def auc_scores(
     steps = recipe.steps * recipe.batch // batch
     train, held_out = _split(recipe, seeds, device, validation)
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    model = StackedMLP(len(seeds), (PIXELS, recipe.width, 1), generators).to(device)
+    model = StackedMLP(len(seeds), (PIXELS, recipe.width, 1), generators).to(device).double()
     model = model.fork(torch.arange(len(seeds)).repeat(len(settings)))
     positives = float(train.positive[0].float().mean())
-    loss = AUCMinMaxLoss(recipe.margin, positives, R).to(device)
+    loss = AUCMinMaxLoss(recipe.margin, positives, R).to(device).double()
     primal = [*model.parameters(), *((loss.a, loss.b) if arm.auc else ())]
     etas, second = (
-        torch.tensor(column, device=device).repeat_interleave(len(seeds))
+        torch.tensor(column, device=device, dtype=torch.float64).repeat_interleave(len(seeds))
         for column in zip(*settings, strict=True)
     )
     weight = 1.0 if not arm.averages else recipe.gamma
@@ -200,7 +203,7 @@ def auc_scores(
             value = loss(logits.sigmoid(), labels)
             *gradients, up = torch.autograd.grad(value.sum(), [*primal, loss.alpha])
         else:
-            value = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+            value = F.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none")
             gradients = list(torch.autograd.grad(value.mean(-1).sum(), primal))
         cut = 0.1 if t >= 0.75 * steps else 1.0
         step(gradients, cut)
@@ -250,6 +253,7 @@ def _split(
 ) -> tuple[_Images, _Images]:
     """To train on, and to score: the test images, or 1,000 + 1,000 held-out training images."""
     x, y, test_x, test_y = fashion_14(10_000, device)
+    x, test_x = x.double(), test_x.double()
     shirts = (y[:, SHIRT] > 0).nonzero()[:, 0].cpu().numpy()
     t_shirts = (y[:, T_SHIRT] > 0).nonzero()[:, 0].cpu().numpy()
     train, held_out = [], []

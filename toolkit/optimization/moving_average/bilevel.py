@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from toolkit.optimization.moving_average.chains import paired_schedules
-from toolkit.optimization.moving_average.problems import QuadraticBilevel
+from toolkit.optimization.moving_average.problems import QuadraticBilevel, moved
 from toolkit.optimization.moving_average.streams import Recorder, Trace, draws
 
 INNERS, SOLVERS = ("sgd", "sema"), ("neumann", "tracked", "exact")
@@ -123,6 +123,7 @@ def smb(
         T, gamma=gamma, gamma_y=weights, eta_x=eta_x, eta_y=eta_y, device=device
     )
     d, factors = problem.dim, k - 1 if solver == "neumann" else 1
+    problem = moved(problem, device)
     x = problem.start(seeds, chains).to(device).expand(arms, -1, -1).contiguous()
     y, z, u, v = (torch.zeros_like(x) for _ in range(4))
     recorder, lag, target = Recorder(T, points), [], _hypergradient(problem)
@@ -181,6 +182,7 @@ def double_loop(
         )
     outer, d, scale = T // ((inner + 1) * batch), problem.dim, batch**-0.5
     rates_x, rates_y = (torch.as_tensor(e).reshape(-1, 1, 1).to(device) for e in (eta_x, eta_y))
+    problem = moved(problem, device)
     x = problem.start(seeds, chains).to(device).expand(len(rates_x), -1, -1)
     y = torch.zeros_like(x)
     recorder, target = Recorder(outer, points), _hypergradient(problem)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from toolkit.optimization.moving_average.adam_family import check_rule
-from toolkit.optimization.moving_average.problems import Problem
+from toolkit.optimization.moving_average.problems import Problem, moved
 from toolkit.optimization.moving_average.streams import Recorder, Trace, draws
 
 
@@ -54,6 +54,7 @@ def minimise_chains(
     for value in torch.as_tensor(beta2).reshape(-1).tolist():
         check_rule(rule, value, G0, bounds, init)
     scaling = Scaling(rule, _per_arm(beta2, device), G0, bounds)
+    problem = moved(problem, device)
     x = problem.start(seeds, chains).to(device).expand(arms, -1, -1).contiguous()
     v = torch.zeros_like(x)
     recorder = Recorder(T, points)
@@ -126,6 +127,7 @@ def storm_chains(
         ValueError: for weights outside (0, 1], rates ≤ 0 or shapes that differ.
     """
     gammas, etas, arms = paired_schedules(T, gamma=gamma, eta=eta, device=device)
+    problem = moved(problem, device)
     x = problem.start(seeds, chains).to(device).expand(arms, -1, -1).contiguous()
     v, before, gradient_before = torch.zeros_like(x), x, problem.gradient(x)
     recorder = Recorder(T, points)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from toolkit.optimization.moving_average.adam_family import check_rule
 from toolkit.optimization.moving_average.chains import Scaling, paired_schedules
-from toolkit.optimization.moving_average.problems import QuadraticSaddle
+from toolkit.optimization.moving_average.problems import QuadraticSaddle, moved
 from toolkit.optimization.moving_average.streams import Recorder, Trace, draws
 
 DUALS = ("sgd", "sema")
@@ -77,6 +77,7 @@ def pdsm(
         T, gamma=gamma, gamma_y=weights, eta_x=eta_x, eta_y=eta_y, device=device
     )
     scaling = Scaling(rule, beta2, G0, bounds)
+    problem = moved(problem, device)
     x = problem.start(seeds, chains).to(device).expand(arms, -1, -1).contiguous()
     y, v, w = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
     recorder, lag = Recorder(T, points), []
@@ -124,6 +125,7 @@ def sgd_max(
         )
     outer = T // (inner + 1)
     rates_x, rates_y = (torch.as_tensor(e).reshape(-1, 1, 1).to(device) for e in (eta_x, eta_y))
+    problem = moved(problem, device)
     x = problem.start(seeds, chains).to(device).expand(len(rates_x), -1, -1)
     y = torch.zeros_like(x)
     recorder = Recorder(outer, points)

@@ -6,8 +6,9 @@ Shapes: E is the axis of arms, S that of chains, d the dimension.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from copy import copy
+from dataclasses import dataclass, field, fields
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from toolkit.optimization.moving_average.streams import draws
 
+P = TypeVar("P")
 START = 90_000_019  # the stream of starting points: no horizon is that long
 
 
@@ -276,6 +278,15 @@ class QuadraticBilevel:
         r"""$\nabla F(x)$, the exact hypergradient, as one linear map of x and a constant."""
         inverse = torch.linalg.inv(self.H)
         return self.outer_x(x) + (x @ self.B.T @ inverse - self.y0) @ inverse @ self.B
+
+
+def moved(problem: P, device: torch.device | str) -> P:
+    """The same problem with its tensors on a device."""
+    twin = copy(problem)
+    for part in fields(twin):  # type: ignore[arg-type]
+        if isinstance(value := getattr(problem, part.name), Tensor):
+            object.__setattr__(twin, part.name, value.to(device))
+    return twin
 
 
 def _signs(seeds: Sequence[int], chains: int, dim: int) -> Float[Tensor, "S d"]:
