@@ -71,7 +71,11 @@ def stacked_training() -> None:
 
 
 def meter() -> None:
-    """δ on 512 examples, in closed form and by vmap, against ten training steps."""
+    """δ on 512 examples, in closed form and by vmap, against ten training steps.
+
+    By matrix products alone the meter costs 3 × 512 rows of the first layer (forward, and the mean
+    gradients of two labels), ten steps cost 2 × 320 (forward and one gradient): 2.4 times as much.
+    """
     x, y = torch.randn(METER_EXAMPLES, WIDTHS[0]), torch.randint(WIDTHS[-1], (METER_EXAMPLES,))
     stack, net = StackedMLP(REPLICAS, WIDTHS), mlp(*WIDTHS)
     optimizer = torch.optim.SGD(stack.parameters(), lr=0.01, momentum=0.9)

@@ -150,3 +150,18 @@ def test_importing_loads_nothing_heavy():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_poster_shows_points_as_points_and_their_error_bars():
+    """Markers alone are not joined; bars reach above and below, also where they differ."""
+
+    def ink(**trace):
+        bare = {"type": "scatter", "mode": "markers", "x": [0, 1, 2], "y": [0, 9, 0]}
+        png = poster({"data": [bare | trace]}, 300)
+        return int((np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))[..., 3] > 0).sum())
+
+    points = ink()
+    assert points < 0.8 * ink(mode="lines+markers")
+    one_sided = ink(error_y={"array": [0, 0, 9]})
+    assert points < one_sided < ink(error_y={"array": [9, 0, 9], "arrayminus": [0, 9, 0]})
+    assert points == ink(error_y={"array": [9, 9, 9], "visible": False})

@@ -249,6 +249,14 @@ def test_studies_share_grids_and_give_every_arm_its_rates():
             assert first not in by_rate[study.rates[0]]
 
 
+def test_quick_knows_a_rate_of_the_grid_for_every_arm():
+    quick, full = ls.studies("quick"), ls.studies("full")
+    for name, study in quick.items():
+        for rates in ls.TUNED_RATES[name].values():
+            assert set(rates) == set(study.recipe.arms)
+            assert set(rates.values()) <= set(full[name].rates)
+
+
 def test_rates_are_chosen_on_validation_and_never_a_diverged_one():
     study = ls.Study(replace(TINY, arms=("ce",)), (0.1, 0.2, 0.4), 2)
     frame = pd.DataFrame(

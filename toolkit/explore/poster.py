@@ -118,10 +118,13 @@ def _scatter(axes: Any, trace: dict, colour: str) -> None:
             axes.fill_between(x, y, color=tint, alpha=0.2, linewidth=0)
         elif trace["fill"] == "toself":
             axes.fill(x, y, color=tint, alpha=0.2, linewidth=0)
+    for axis, error in (("xerr", trace.get("error_x")), ("yerr", trace.get("error_y"))):
+        if (reach := _reach(error, len(y))) is not None:
+            axes.errorbar(x, y, fmt="none", ecolor=stroke, elinewidth=1, **{axis: reach})
     axes.plot(
         x,
         y,
-        dashes if "lines" in mode else "",
+        linestyle=dashes if "lines" in mode else "none",
         color=stroke,
         linewidth=line.get("width", 2) * 0.7,
         marker="o" if "markers" in mode else "",
@@ -134,6 +137,15 @@ def _scatter(axes: Any, trace: dict, colour: str) -> None:
             line.get("shape", ""), "default"
         ),
     )
+
+
+def _reach(error: dict | None, points: int) -> np.ndarray | None:
+    """How far an error bar reaches down and up from each point, if the trace has such bars."""
+    if not error or "array" not in error or error.get("visible") is False:
+        return None
+    up = np.asarray(error["array"], dtype=float)
+    down = np.asarray(error.get("arrayminus", up), dtype=float)
+    return np.nan_to_num(np.stack([down, up])) if up.shape == down.shape == (points,) else None
 
 
 def _bar(axes: Any, trace: dict, colour: str) -> None:

@@ -41,7 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything; called by Sphinx."""
     app.add_directive("scoreboard", ScoreboardDirective)
     app.add_node(Scoreboard, html=(_visit_scoreboard, _depart_scoreboard))
-    app.add_config_value("toolkit_static", "", "html")  # a changed style rewrites every page
+    app.add_config_value("toolkit_shared", "", "html")  # what every page shows: rewrites them all
     app.connect("config-inited", _configure)
     app.connect("env-get-outdated", _outdated)
     app.connect("env-updated", _keep_keys)
@@ -67,7 +67,7 @@ def _configure(app: Sphinx, config: Any) -> None:
     config.mathjax_path = "offline/mathjax/tex-chtml.js"
     config.nb_ipywidgets_js = {}
     config.html_theme_options["navbar_persistent"] = []  # one search field is enough
-    config.toolkit_static = _static_digest()
+    config.toolkit_shared = _shared_digest()
     for folder in STATIC:
         path = str(folder)
         if path not in config.html_static_path:
@@ -75,8 +75,10 @@ def _configure(app: Sphinx, config: Any) -> None:
         _add_assets(app, folder)
 
 
-def _static_digest() -> str:
+def _shared_digest() -> str:
+    """Hash of styles, scripts and the table of contents, which is every page's menu."""
     files = [path for folder in STATIC for path in sorted(folder.rglob("*")) if path.is_file()]
+    files.append(reader.ROOT / "_toc.yml")
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

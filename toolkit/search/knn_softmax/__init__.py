@@ -17,7 +17,14 @@ from toolkit.search.knn_softmax.pipeline import (
     sum_gradients,
     timeline,
 )
-from toolkit.search.knn_softmax.recipe import ARMS, PROFILES, Recipe, studies, tuning_grid
+from toolkit.search.knn_softmax.recipe import (
+    ARMS,
+    PROFILES,
+    RATES,
+    Recipe,
+    studies,
+    tuning_grid,
+)
 from toolkit.search.knn_softmax.softmax import (
     Active,
     ActiveRowSGD,
@@ -42,6 +49,7 @@ from toolkit.search.knn_softmax.training import (
 __all__ = [
     "ARMS",
     "PROFILES",
+    "RATES",
     "Active",
     "ActiveRowSGD",
     "DistributedCrossEntropy",

@@ -33,7 +33,7 @@ from toolkit.learn.nets import conv_net
 from toolkit.search.knn_softmax.compress import TopKCompressor
 from toolkit.search.knn_softmax.fccs import fccs_schedule
 from toolkit.search.knn_softmax.pipeline import MicroBatchPipeline, sum_gradients
-from toolkit.search.knn_softmax.recipe import Recipe
+from toolkit.search.knn_softmax.recipe import HEADS, Recipe
 from toolkit.search.knn_softmax.softmax import ActiveRowSGD, ShardedSoftmax
 
 GB2312 = 6763
@@ -56,8 +56,6 @@ def train_distributed(recipe: Recipe, seed: int, device: torch.device) -> dict[s
     Raises:
         ValueError: for an unknown backbone or arm, or a folder with another number of classes.
     """
-    from toolkit.search.knn_softmax.training import HEADS
-
     if unknown := [arm for arm in recipe.arms if arm not in HEADS]:
         raise ValueError(f"no arm is called {unknown[0]!r}; there are {', '.join(HEADS)}")
     results: dict[str, float] = {}

@@ -24,18 +24,9 @@ from toolkit.search.knn_softmax.compress import TopKCompressor
 from toolkit.search.knn_softmax.fccs import fccs_schedule, piecewise_schedule
 from toolkit.search.knn_softmax.graph import build_knn_graph
 from toolkit.search.knn_softmax.peers import PEERS
-from toolkit.search.knn_softmax.recipe import Recipe
+from toolkit.search.knn_softmax.recipe import HEADS, Recipe
+from toolkit.search.knn_softmax.scale import train_distributed
 from toolkit.search.knn_softmax.softmax import ShardedSoftmax
-
-HEADS: dict[str, dict[str, Any]] = {
-    "full": {"mode": "full"},
-    "knn": {"mode": "knn"},
-    "random": {"mode": "random"},
-    "knn+fill": {"mode": "knn", "correct_fill": True},
-    "random+logq": {"mode": "random", "correct_fill": True},
-    "warm+knn": {"mode": "full"},  # becomes "knn" after `warm_share` of the training
-}
-"""How the arms differ."""
 
 
 def experiment(recipe: Recipe, seed: int, device: torch.device) -> dict[str, float]:
@@ -55,8 +46,6 @@ def experiment(recipe: Recipe, seed: int, device: torch.device) -> dict[str, flo
         ValueError: for an unknown arm, or not one rate an arm.
     """
     if recipe.backbone != "mlp":
-        from toolkit.search.knn_softmax.scale import train_distributed
-
         return train_distributed(recipe, seed, device)
     _check_arms(recipe)
     data = glyph_features(recipe.num_classes, recipe.pca, device)
@@ -237,7 +226,7 @@ def _sender(compressor: TopKCompressor, net: nn.Module) -> Callable:
 
 
 def schedules(recipe: Recipe, seed: int, device: torch.device) -> dict[str, float]:
-    """The shortest run of each schedule whose final accuracy reaches the baseline's.
+    """The shortest run of each schedule whose final accuracy on val reaches the baseline's.
 
     The baseline is piecewise decay of SGD with momentum over `side_epochs`. "fccs" is LARS with
     `fccs_schedule`; "piecewise" and "cosine" are SGD with shorter schedules, which tells how much
@@ -245,33 +234,34 @@ def schedules(recipe: Recipe, seed: int, device: torch.device) -> dict[str, floa
 
     Returns:
         `arm/iterations` (batches seen), `arm/updates`, `arm/accuracy` on test, and the baseline's.
+        A schedule that never reaches it has the iterations of its longest run.
     """
     data = glyph_features(recipe.side_classes, recipe.pca, device)
     longest = recipe.side_epochs * (len(data.x) // recipe.side_batch)
-    target, updates = run_schedule(recipe, "piecewise", data, longest, seed)
+    target, test, updates = run_schedule(recipe, "piecewise", data, longest, seed)
     results = {
         "baseline/iterations": float(longest),
         "baseline/updates": float(updates),
-        "baseline/accuracy": target,
+        "baseline/accuracy": test,
     }
     for arm in recipe.schedules:
         for share in recipe.ladder:
             total = round(share * longest)
-            reached, updates = run_schedule(recipe, arm, data, total, seed)
+            reached, test, updates = run_schedule(recipe, arm, data, total, seed)
             if reached >= target:
                 break
         results |= {
             f"{arm}/iterations": float(total),
             f"{arm}/updates": float(updates),
-            f"{arm}/accuracy": reached,
+            f"{arm}/accuracy": test,
         }
     return results
 
 
 def run_schedule(
     recipe: Recipe, arm: str, data: "GlyphFeatures", total: int, seed: int
-) -> tuple[float, int]:
-    """Train for `total` iterations; returns the accuracy on test and the number of updates."""
+) -> tuple[float, float, int]:
+    """Train for `total` iterations; returns accuracy on val, on test, and the updates taken."""
     net, head = build(_side(recipe), "full", seed, data.x.device)
     parameters = [*net.parameters(), *head.parameters()]
     optimizer = _optimizer(recipe, arm, net, head)
@@ -291,7 +281,8 @@ def run_schedule(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         held, updates = 0, updates + 1
-    return _test(net, head, data)[0], updates
+    val = _accuracy(net, head, data.val_x, data.val_y)
+    return val, _test(net, head, data)[0], updates
 
 
 def _optimizer(recipe: Recipe, arm: str, net: nn.Module, head: nn.Module) -> torch.optim.Optimizer:
@@ -303,7 +294,9 @@ def _optimizer(recipe: Recipe, arm: str, net: nn.Module, head: nn.Module) -> tor
             weight_decay=recipe.weight_decay,
             trust_coeff=recipe.trust,
         )
-    return _sgd(recipe, net, head, recipe.side_rate)
+    if arm == "cosine":
+        return _sgd(replace(recipe, lr=recipe.cosine_lr), net, head, recipe.cosine_rate)
+    return _sgd(recipe, net, head, recipe.piecewise_rate)
 
 
 def _factor(recipe: Recipe, arm: str, t: int, total: int) -> tuple[float, int]:

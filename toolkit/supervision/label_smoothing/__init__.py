@@ -31,6 +31,7 @@ from toolkit.supervision.label_smoothing.network import predictions, train
 from toolkit.supervision.label_smoothing.quality import quality, reliability, temperatures
 from toolkit.supervision.label_smoothing.recipe import (
     SHARED_RATES,
+    TUNED_RATES,
     Arm,
     CnnRecipe,
     DeviationRecipe,
@@ -50,6 +51,7 @@ from toolkit.supervision.label_smoothing.theory import Plan, logit_gap, lsr_boun
 __all__ = [
     "PROFILES",
     "SHARED_RATES",
+    "TUNED_RATES",
     "Arm",
     "CnnRecipe",
     "ConvexRecipe",

@@ -140,7 +140,7 @@ def _closed_form(
         moments = torch.zeros(3, len(x), dtype=torch.float64, device=x.device)
         means = torch.zeros_like(moments)
         for h, d, e in _layers(model, inputs, given, introduced):
-            size = h.square().sum(-1) + 1  # the bias has the input 1
+            size = torch.linalg.vector_norm(h, dim=-1).square() + 1  # the bias has the input 1
             moments += _products(d, e, lambda product, size=size: size * product.sum(-1))
             width, both = d.shape[-1], torch.cat([d, e], dim=-1)
             weight, bias = torch.bmm(h.transpose(1, 2), both), both.sum(1, keepdim=True)
@@ -184,9 +184,9 @@ def _layers(
     for index in reversed(range(len(inputs))):
         yield inputs[index], d, e
         if index:
-            silent = inputs[index] <= 0
+            active = inputs[index].sign()  # 1 or 0 behind a ReLU; a product beats masked_fill
             back = model.weights[index].transpose(1, 2)
-            d, e = (torch.bmm(g, back).masked_fill_(silent, 0) for g in (d, e))
+            d, e = (torch.bmm(g, back).mul_(active) for g in (d, e))
 
 
 # --- any module, by vmap --------------------------------------------------------------------------
