@@ -1,4 +1,4 @@
-"""The command line: `toolkit build|serve|lab|run|data|doctor`."""
+"""The command line: `toolkit build|serve|lab|run|course|data|doctor`."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from toolkit.course.cli import add_parser as add_course
 
 PROFILES = ("quick", "full", "paper")
 
@@ -65,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     run.set_defaults(command=_run)
+
+    add_course(commands)
 
     data = commands.add_parser("data", help="list, fetch or verify the data sets")
     data.add_argument("rest", nargs=argparse.REMAINDER, help="see: toolkit data --help")
@@ -198,7 +202,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _is_message(error: Exception) -> bool:
     """Faults that a user can mend: their message is enough."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ValueError", "LookupError", "OSError", "BuildFailed", "CellFailed"})
+    return bool(
+        names & {"ValueError", "LookupError", "OSError", "BuildFailed", "CellFailed", "NoIsolation"}
+    )
 
 
 if __name__ == "__main__":
