@@ -38,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", help="notebooks to execute only; default: all, and the site"
     )
     build.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default 2)")
+    build.add_argument(
+        "--edition",
+        choices=("reader", "student"),
+        default="reader",
+        help="student: a second site without solutions, in _build/student (default: reader)",
+    )
     build.set_defaults(command=_build)
 
     serve = commands.add_parser("serve", help="serve the site on this machine")
@@ -82,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> int:
     from toolkit.press.build import build
 
-    page = build(options.names, options.jobs)
+    page = build(options.names, options.jobs, edition=options.edition)
     if not options.names:
         print(f"the book: {page}\n  open that file, or run: toolkit serve  (live: toolkit lab)")
     return 0

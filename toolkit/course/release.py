@@ -85,6 +85,10 @@ def _pictures(twin: NotebookNode) -> dict[str, list[NotebookNode]]:
     return found
 
 
+def _pictures_alone(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    return [output for output in outputs if "image/png" in output.get("data", {})]
+
+
 def _drawn(cell: NotebookNode) -> Iterator[str]:
     for output in cell.outputs:
         if "image/png" in output.get("data", {}):
@@ -107,13 +111,14 @@ def _generate(course: Course, slug: str) -> None:
         raise ValueError(f"nbgrader cannot release {slug}: {error}") from error
 
 
-def edition(notebook: NotebookNode, solutions: bool) -> NotebookNode:
+def edition(notebook: NotebookNode, solutions: bool, page: bool = False) -> NotebookNode:
     """What others may see of an exercises notebook: never a hidden test.
 
     Args:
         notebook: a source or executed exercises notebook; it is not changed.
         solutions: True for the reader's edition (each solution cell folded away), False for the
             student's notebook (solutions replaced by a stub, outputs gone).
+        page: without solutions, keep what the given cells show, and the pictures of answers.
 
     Raises:
         ValueError: if a mark is not closed, or stands in a cell that nbgrader does not know.
@@ -131,10 +136,12 @@ def edition(notebook: NotebookNode, solutions: bool) -> NotebookNode:
     for cell, is_answer in zip(made.cells, solved, strict=True):
         if cell.cell_type != "code":
             continue
-        if not solutions:
-            cell.outputs, cell.execution_count = [], None
-        elif is_answer:
+        if solutions and is_answer:
             _fold(cell)
+        elif not solutions:
+            cell.execution_count = None
+            kept = _pictures_alone(cell.outputs) if is_answer else cell.outputs
+            cell.outputs = kept if page else []
     return made
 
 
