@@ -69,7 +69,7 @@ def test_a_second_sweep_reads_what_the_first_kept(build_folder, tmp_path):
 def test_changed_code_computes_anew(build_folder, tmp_path, monkeypatch):
     recipe = Recipe(log=str(tmp_path / "log"))
     sweep(draw, recipe, [0], jobs=1)
-    monkeypatch.setattr(runtime, "_code_key", lambda experiment: "other")
+    monkeypatch.setattr(runtime, "_code_key", lambda experiment, recipe: "other")
     sweep(draw, recipe, [0], jobs=1)
     assert calls(tmp_path / "log") == ["0", "0"]
 

@@ -1,8 +1,11 @@
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import toolkit
 from toolkit import module_name, paper, source
 
 
@@ -100,3 +103,42 @@ def test_light_imports_stay_light(code, absent):
         [sys.executable, "-c", report], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_paper_scale_changes_the_digest_of_the_text_alone(package):
+    (package / "a.py").write_text("from toolkit import scale\n")
+    (package / "scale.py").write_text("STEPS = 1\n")
+    code, text = source.digest("toolkit.a"), source.digest("toolkit.a", text=True)
+    named = source.digest("toolkit.a", "toolkit.scale")
+    (package / "scale.py").write_text("STEPS = 2\n")
+    assert source.digest("toolkit.a") == code
+    assert source.digest("toolkit.a", text=True) != text
+    assert source.digest("toolkit.a", "toolkit.scale") != named
+
+
+SCALES = sorted(Path(toolkit.__path__[0]).glob("*/*/scale.py"))
+
+
+@pytest.mark.parametrize("path", SCALES, ids=lambda path: path.parent.name)
+def test_only_a_choice_in_experiment_runs_paper_scale(path):
+    """So a record of `quick` or `full` cannot depend on it."""
+    for module in set(path.parent.glob("*.py")) - {path}:
+        tree = ast.parse(module.read_text("utf-8"))
+        functions = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith(".scale")
+            for alias in node.names
+            if alias.name.islower()
+        }
+        chosen = {id(call) for call in _calls_by_choice(tree)}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Name) and call.func.id in functions:
+                assert id(call) in chosen, f"{module.name}:{call.lineno} calls {call.func.id}"
+
+
+def _calls_by_choice(tree):
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name == "experiment":
+            for choice in (node for node in function.body if isinstance(node, ast.If)):
+                yield from (node for node in ast.walk(choice) if isinstance(node, ast.Call))

@@ -126,7 +126,7 @@ def sweep(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     kind = torch.device(device).type
-    cache = _Cache(_code_key(experiment), kind)
+    cache = _Cache(_code_key(experiment, type(settings[0])), kind)
     rows: dict[tuple[int, int], dict] = {}
     for index, recipe in enumerate(settings):
         for seed in seeds:
@@ -306,11 +306,11 @@ def _seeds(seeds: Iterable[int]) -> list[int]:
     return chosen
 
 
-def _code_key(experiment: Experiment) -> str:
+def _code_key(experiment: Experiment, recipe: type) -> str:
     """Hash what the result depends on beside recipe and seed: the code it reaches and the lock."""
     module = experiment.__module__
     if module.split(".")[0] == "toolkit":
-        code = digest(module)
+        code = digest(module, *({recipe.__module__} if _is_ours(recipe) else ()))
     else:
         try:
             text = Path(inspect.getfile(experiment)).read_text("utf-8")
@@ -322,6 +322,10 @@ def _code_key(experiment: Experiment) -> str:
     lock = Path(__file__).parents[1] / "requirements.txt"
     locked = hashlib.sha256(lock.read_bytes()).hexdigest()[:20] if lock.is_file() else ""
     return f"{experiment.__qualname__}:{code}:{locked}"
+
+
+def _is_ours(recipe: type) -> bool:
+    return recipe.__module__.split(".")[0] == "toolkit"
 
 
 def _chunks(seeds: list[int], size: int) -> Iterator[list[int]]:

@@ -2,6 +2,9 @@
 
 A result depends on the code that made it. `digest` hashes a module together with every module of
 the project that it imports, found in the syntax trees, so nothing has to be imported to be hashed.
+
+A paper's module `scale` is the exception: it holds the paper's own scale, which no run of `quick`
+or `full` calls (`tests/test_source.py` holds that), so it makes no recorded result stale.
 """
 
 import ast
@@ -11,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("toolkit", "data_scripts")
+PAPER_SCALE = ".scale"
+"""The end of the names of modules that only the profile `paper` runs."""
 
 
 def digest(*modules: str, text: bool = False) -> str:
@@ -18,8 +23,9 @@ def digest(*modules: str, text: bool = False) -> str:
 
     Args:
         modules: dotted names, such as `"toolkit.optimization.multipass_sgd"`.
-        text: hash the files as written (what `show` prints). By default the syntax trees without
-            docstrings are hashed, so a better comment makes no result stale.
+        text: hash the files as written (what `show` prints), paper scale included. By default
+            the syntax trees without docstrings are hashed, so a better comment makes no result
+            stale, and modules of paper scale count only where they are named.
 
     Returns:
         20 hexadecimal digits.
@@ -28,22 +34,28 @@ def digest(*modules: str, text: bool = False) -> str:
         ModuleNotFoundError: if a name is no module of the project.
     """
     total = hashlib.sha256()
-    for name in sorted(reach(*modules)):
+    for name in sorted(reach(*modules, paper_scale=text)):
         path = _path(name)
         content = path.read_text("utf-8")
         total.update(f"{name}\n{content if text else _code(content)}\n".encode())
     return total.hexdigest()[:20]
 
 
-def reach(*modules: str) -> set[str]:
-    """The project's modules that the given ones import, directly or not, and themselves."""
+def reach(*modules: str, paper_scale: bool = True) -> set[str]:
+    """The project's modules that the given ones import, directly or not, and themselves.
+
+    Args:
+        modules: dotted names.
+        paper_scale: follow imports of modules of paper scale, too.
+    """
     todo, seen = list(modules), set()
     while todo:
         name = todo.pop()
         if name in seen:
             continue
         seen.add(name)
-        todo += imports(_path(name).read_text("utf-8"), name)
+        found = imports(_path(name).read_text("utf-8"), name)
+        todo += [other for other in found if paper_scale or not other.endswith(PAPER_SCALE)]
     return seen
 
 

@@ -50,3 +50,8 @@ def test_a_chapter_keeps_its_time(slug):
     record = read_record(slug)
     assert record["full"].seconds <= 15 * 60
     assert seconds <= 3 * 90, "far over the 90 s of a chapter, even for a busy machine"
+
+
+def test_a_statement_stands_alone_on_the_scoreboard(slug):
+    for verdict in verdicts(slug):
+        assert not verdict.statement.startswith("…"), verdict.id

@@ -15,6 +15,7 @@ from torchvision.models import densenet121
 
 from toolkit.learn.augment import random_affine
 from toolkit.learn.distributed import world
+from toolkit.learn.torchrun import average_buffers, torchrun_group
 from toolkit.optimization.moving_average.adam_family import AdamFamily
 from toolkit.optimization.moving_average.auc import AUCMinMaxLoss
 from toolkit.optimization.moving_average.molecules import (
@@ -24,10 +25,8 @@ from toolkit.optimization.moving_average.molecules import (
     load_molecules,
 )
 from toolkit.optimization.moving_average.recipe import Recipe
-from toolkit.optimization.multipass_sgd.cifar import (
+from toolkit.optimization.multipass_sgd.scale import (
     Cifar,
-    _agree,
-    _processes,
     cifar_resnet18,
     load_cifar,
 )
@@ -80,7 +79,7 @@ def run_large(
         raise ValueError(f"need one beta more than cuts, got {recipe.betas} and {recipe.cuts}")
     metric = "error" if recipe.task == "cifar" else "auc"
     results = {}
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         for arm in recipe.arms or TASKS[recipe.task]:
             scores = [_train(recipe, arm, int(seed), home) for seed in seeds]
             results[f"{arm}/{metric}"] = np.array(scores)
@@ -135,7 +134,7 @@ def _train(recipe: LargeRecipe, arm: str, seed: int, device: torch.device) -> fl
             if alpha is not None and alpha.grad is not None:
                 with torch.no_grad():
                     alpha.add_(alpha.grad, alpha=recipe.lr_dual)
-    _agree(objective)
+    average_buffers(objective)
     return task.score(objective.network.eval())
 
 

@@ -1,7 +1,7 @@
 """Why does multi-epoch training help? (Xu, Qian, Li, Jin 2021, arXiv:2105.06015).
 
 `sgd` holds the method, thousands of trajectories in one tensor; `theory` what can be computed
-exactly beside it; `study`, `network` and `cifar` the experiments, from a random problem in sixteen
+exactly beside it; `study`, `network` and `scale` the experiments, from a random problem in sixteen
 dimensions to ResNet-18.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from toolkit.optimization.multipass_sgd.cifar import CifarRecipe, run_cifar
 from toolkit.optimization.multipass_sgd.network import NetworkRecipe, run_network
+from toolkit.optimization.multipass_sgd.scale import CifarRecipe, run_cifar
 from toolkit.optimization.multipass_sgd.sgd import Trajectories, sgd_trajectories, visiting_orders
 from toolkit.optimization.multipass_sgd.study import (
     Recipe,

@@ -8,7 +8,6 @@ in each; classes are read by the linear probe only.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,6 +30,7 @@ from torchvision.transforms import v2
 from toolkit.data.store import atomic_write
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import fit, warmup_cosine
+from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
 from toolkit.representation.coke.clustering import OnlineConstrainedKMeans
 from toolkit.representation.coke.network import CoKe, build_network
 from toolkit.representation.coke.objective import Clusters, SingleView, TwoViews
@@ -103,7 +103,7 @@ def run_paper(recipe: PaperRecipe, seed: int, device: torch.device) -> dict[str,
         FileNotFoundError: if the folder has no train/ and val/.
     """
     results: dict[str, float] = {}
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         for arm in recipe.arms:
             model, metrics = pretrain_paper(recipe, arm, seed, home)
             metrics["linear"] = linear_accuracy(recipe, model, arm, home)
@@ -141,8 +141,7 @@ def pretrain_paper(
         objective.end_epoch()
         saved.save(epoch)
     everyone = torch.tensor([loss], device=device)
-    if dist.is_initialized():
-        dist.all_reduce(everyone)
+    sum_over_ranks(everyone)
     metrics = cluster_metrics(clusters, images.labels)
     kept = ("effective", "nonempty", "smallest", "largest", "churn")
     return model, {"loss": float(everyone) / world()[1]} | {name: metrics[name] for name in kept}
@@ -275,8 +274,7 @@ def _validate(recipe: PaperRecipe, net: nn.Module, device: torch.device) -> floa
     ):
         right = net(x.to(device)).argmax(dim=1).cpu() == images.labels[ids]
         tally += torch.tensor([float(right.sum()), len(ids)], device=device)
-    if dist.is_initialized():
-        dist.all_reduce(tally)
+    sum_over_ranks(tally)
     return float(tally[0] / tally[1])
 
 
@@ -415,19 +413,3 @@ def _width(model: CoKe, recipe: PaperRecipe, device: torch.device) -> int:
 
 def _finish() -> list[nn.Module]:
     return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[torch.device]:
-    """Join torchrun's group if there is one; yield this process's device."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    if on_gpu := device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()

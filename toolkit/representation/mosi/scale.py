@@ -5,9 +5,7 @@
 Stills are decoded by the loader's workers; everything else happens on the device.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +35,7 @@ from torchvision.models.video.resnet import (
 
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import warmup_cosine
+from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
 from toolkit.representation.mosi.augment import jitter_colours
 from toolkit.representation.mosi.generator import (
     MotionClass,
@@ -122,7 +121,7 @@ def run_paper(recipe: PaperRecipe, seed: int, device: torch.device) -> dict[str,
     if not (recipe.data or recipe.finetune):
         raise ValueError("name a folder of images or videos: --set data=FOLDER")
     results: dict[str, float] = {}
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         for arm in recipe.arms:
             torch.manual_seed(seed)
             backbone = NETWORKS[recipe.network]()
@@ -305,7 +304,7 @@ def _pretrain(
         _save(recipe, parts, epoch + 1)
         if steps == recipe.max_steps:
             break
-    _sum(total)
+    sum_over_ranks(total)
     return {"loss": float(total[0] / total[2]), "accuracy": float(total[1] / total[2])}
 
 
@@ -414,10 +413,7 @@ def _fine_tune(recipe: PaperRecipe, backbone: nn.Module, seed: int, device: torc
 def _top1(recipe: PaperRecipe, model: MoSINet, test: Videos, device: torch.device) -> float:
     """Each process tests its share, every video once."""
     rank, size = world()
-    for buffer in model.buffers():  # each process has its own running statistics
-        if dist.is_initialized() and buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= size
+    average_buffers(model)
     model.eval()
     total = torch.zeros(2, device=device)
     for index in range(rank, len(test), size):
@@ -425,7 +421,7 @@ def _top1(recipe: PaperRecipe, model: MoSINet, test: Videos, device: torch.devic
         x = (clips.to(device).float() / 255 - MEAN) / DEVIATION
         guess = int(model(x).softmax(dim=1).mean(dim=0).argmax())
         total += torch.tensor([float(guess == label), 1.0], device=device)
-    _sum(total)
+    sum_over_ranks(total)
     return float(total[0] / total[1])
 
 
@@ -471,11 +467,6 @@ def _spaced(last: int, views: int) -> list[int]:
     return np.linspace(0, last, views).round().astype(int).tolist()
 
 
-def _sum(total: Tensor) -> None:
-    if dist.is_initialized():
-        dist.all_reduce(total)
-
-
 def _save(recipe: PaperRecipe, parts: dict[str, Any], epoch: int) -> None:
     """After each epoch, under a temporary name first; the first process writes."""
     if not recipe.folder or world()[0]:
@@ -497,19 +488,3 @@ def _resume(recipe: PaperRecipe, parts: dict[str, Any]) -> int:
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["epoch"])
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[torch.device]:
-    """Join torchrun's group if there is one; yield this process's device."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    if on_gpu := device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()

@@ -63,7 +63,6 @@ class Recipe:
 
     backbone: str = "mlp"  # mlp, conv or resnet50; paper: resnet50 (not verified)
     data: str = "glyphs"  # or a folder with train/ and val/, one folder a class
-    backend: str = "gloo"  # gloo or nccl; paper: GPUs
     micro_batches: int = 1  # of the pipeline; paper: not stated
     density_warmup: int = 0  # epochs of density warm-up; DGC: 4
     half: bool = False  # backbone in bfloat16; paper: half precision (not verified)

@@ -2,7 +2,7 @@
 
 Start it with torchrun, or alone for one process:
 
-    torchrun --nproc-per-node 8 -m toolkit run knn_softmax --profile paper --set backend=nccl
+    torchrun --nproc-per-node 8 -m toolkit run knn_softmax --profile paper
 
 Per iteration: micro-batches through `MicroBatchPipeline`; per update: `TopKCompressor` on the
 backbone's gradients, LARS under the FCCS schedule, and SGD on the active rows of the class weights.
@@ -12,12 +12,10 @@ The graph is rebuilt before every epoch, on the ring of all ranks.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from timm.optim import Lars
 from torch import Tensor, nn
@@ -30,6 +28,7 @@ from torchvision.transforms import v2
 from toolkit.data import load_glyphs
 from toolkit.learn.distributed import gather_with_grad, world
 from toolkit.learn.nets import conv_net
+from toolkit.learn.torchrun import average_buffers, torchrun_group
 from toolkit.search.knn_softmax.compress import TopKCompressor
 from toolkit.search.knn_softmax.fccs import fccs_schedule
 from toolkit.search.knn_softmax.pipeline import MicroBatchPipeline, sum_gradients
@@ -46,7 +45,7 @@ def train_distributed(recipe: Recipe, seed: int, device: torch.device) -> dict[s
     Args:
         recipe: a recipe with an image backbone, "conv" or "resnet50".
         seed: of weights, batches and random classes.
-        device: with the backend "nccl" each rank takes the GPU of its local rank.
+        device: of `cuda`, each rank takes the GPU of its local rank.
 
     Returns:
         The same on every rank: `arm/accuracy` on val, `arm/loss` of the last iterations,
@@ -59,11 +58,8 @@ def train_distributed(recipe: Recipe, seed: int, device: torch.device) -> dict[s
     if unknown := [arm for arm in recipe.arms if arm not in HEADS]:
         raise ValueError(f"no arm is called {unknown[0]!r}; there are {', '.join(HEADS)}")
     results: dict[str, float] = {}
-    with process_group(recipe.backend):
-        if recipe.backend == "nccl":
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.cuda.set_device(device)
-        data = open_data(recipe, device)
+    with torchrun_group(device) as home:
+        data = open_data(recipe, home)
         for arm, rate in zip(recipe.arms, recipe.rates, strict=True):
             settings = HEADS[arm] | (
                 {"neighbours": recipe.fill_neighbours} if arm == "knn+fill" else {}
@@ -75,24 +71,11 @@ def train_distributed(recipe: Recipe, seed: int, device: torch.device) -> dict[s
                 scale=recipe.scale,
                 seed=seed,
                 **settings,
-            ).to(device)
-            net = image_backbone(recipe, seed).to(device)
+            ).to(home)
+            net = image_backbone(recipe, seed).to(home)
             metrics = _train(recipe, net, head, data, rate, seed)
             results |= {f"{arm}/{name}": value for name, value in metrics.items()}
     return results
-
-
-@contextmanager
-def process_group(backend: str) -> Iterator[None]:
-    """Join the ranks that torchrun started; nothing where there are none or they have met."""
-    if dist.is_initialized() or "WORLD_SIZE" not in os.environ:
-        yield
-        return
-    dist.init_process_group(backend)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def image_backbone(recipe: Recipe, seed: int) -> nn.Module:
@@ -290,7 +273,7 @@ class _Update:
 def validate(net: nn.Module, head: ShardedSoftmax, data: Data) -> float:
     """Accuracy over the val parts of all ranks and the classes of all ranks."""
     net.eval()
-    _average_buffers(net)
+    average_buffers(net)
     right = seen = 0
     for x, y in data.val():
         features, labels = gather_with_grad(net(x)), gather_with_grad(y)
@@ -332,14 +315,3 @@ def _in_half(net: nn.Module) -> nn.Module:
                 return self.net(x).float()
 
     return Half()
-
-
-def _average_buffers(net: nn.Module) -> None:
-    """Statistics of batch norms differ by rank; prediction uses their mean."""
-    size = world()[1]
-    if size == 1:
-        return
-    for buffer in net.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer.div_(size)

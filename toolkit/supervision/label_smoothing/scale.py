@@ -1,8 +1,6 @@
 """The paper's own scale: a ResNet on CIFAR-100 or a folder of images, one process a GPU."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import fit
+from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
 from toolkit.supervision.label_smoothing.branches import train_branches
 from toolkit.supervision.label_smoothing.images import (
     ImageTask,
@@ -86,7 +85,7 @@ def run_scale(
         raise ValueError("at this scale the arms are ce, lsr, tsla, reverse, linear, cosine, _pre")
     if "pre" in kinds and not recipe.teacher:
         raise ValueError("arms with _pre need --set teacher=FILE.safetensors")
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         task = _task(recipe)
         soft = _teacher_labels(recipe, task, home) if "pre" in kinds else None
         rows = [_one_seed(recipe, task, soft, seed, home) for seed in seeds]
@@ -125,7 +124,7 @@ def _one_seed(
             losses[:] = [_epoch(recipe, task, trained, optimizer, labels, theta, seed, epoch)]
 
         def finish(name: str, losses: list = losses) -> None:
-            _agree(model)
+            average_buffers(model)
             results.update({f"{name}/{k}": v for k, v in _test(recipe, task, model).items()})
             results[f"{name}/train_loss"] = losses[-1]
 
@@ -199,8 +198,7 @@ def _epoch(
         amp=torch.bfloat16 if on_gpu else None,
     )
     total = losses.mean()
-    if dist.is_initialized():
-        dist.all_reduce(total)
+    sum_over_ranks(total)
     return float(total) / world()[1]
 
 
@@ -248,29 +246,3 @@ def _teacher_labels(
     """ŷ of every training image, once, without augmentation."""
     teacher = build_network(recipe, task.classes, recipe.teacher).to(device)
     return _logits(recipe, teacher, task.plain, task.count)[0].softmax(-1)
-
-
-def _agree(model: nn.Module) -> None:
-    """Average the running statistics of batch normalisation, which each process kept itself."""
-    if not dist.is_initialized():
-        return
-    for statistic in model.buffers():
-        if statistic.is_floating_point():
-            dist.all_reduce(statistic)
-            statistic /= world()[1]
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[torch.device]:
-    """Join torchrun's group if there is one; yield this process's device."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    if on_gpu := device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()

@@ -3,9 +3,7 @@
 The paper's own set-up could not be read; every value here is ours.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -14,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +23,7 @@ from toolkit.data.store import root
 from toolkit.learn.augment import random_affine
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import fit, predict, warmup_cosine
+from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
 from toolkit.supervision.noisy_labels.memorisation import memorisation
 from toolkit.supervision.noisy_labels.recipe import Recipe
 
@@ -94,7 +92,7 @@ def run_scale(
         if isinstance(seed, Sequence)
         else list(range(int(seed), int(seed) + recipe.seeds))
     )
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         data = load_cifar(recipe.classes, recipe.folder, home)
         if recipe.n > len(data.train_labels):
             raise ValueError(f"CIFAR has {len(data.train_labels)} training images, not {recipe.n}")
@@ -180,8 +178,7 @@ def _all_cells(recipe: ScaleRecipe, data: Cifar, seeds: Sequence[int]) -> np.nda
     for cell, (i, j) in enumerate(np.ndindex(shape[:2])):
         if cell % size == rank:
             table[i, j] = _train(recipe, data, recipe.rates[i], seeds[j]).to(table)
-    if dist.is_initialized():
-        dist.all_reduce(table)  # every cell is zero but on one process
+    sum_over_ranks(table)  # every cell is zero but on one process
     return table.cpu().numpy()
 
 
@@ -259,19 +256,3 @@ def _measure(
     control = torch.Generator().manual_seed(seed)
     learnt = memorisation(logits, noisy, generator=control)
     return [error, *(learnt[name] for name in METRICS[1:])]
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[torch.device]:
-    """Join torchrun's group if there is one; yield this process's device."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    if on_gpu := device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()

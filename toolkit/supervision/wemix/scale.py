@@ -8,7 +8,6 @@ decay are those of the mixup reference code.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,6 +31,7 @@ from torchvision.transforms import v2
 from toolkit.data.store import root
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import warmup_cosine
+from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
 from toolkit.supervision.wemix.augment import augmentation, drawing
 from toolkit.supervision.wemix.method import PRESETS, WeMixSchedule, wemix_step
 from toolkit.supervision.wemix.networks import backbone
@@ -87,7 +87,7 @@ def run_paper(recipe: PaperRecipe, seed: int, device: torch.device) -> dict[str,
     """
     _check(recipe)
     results: dict[str, float] = {}
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         data = open_images(recipe, home)
         for arm in recipe.arms:
             metrics = _train(recipe, data, arm, seed, home)
@@ -272,10 +272,7 @@ def _reestimate(model: nn.Module, data: Images, seed: int) -> None:
     While learning they came from a mixture of originals and augmented images.
     """
     update_bn((x for x, _ in islice(data.train(0, seed), REESTIMATED)), model)
-    for buffer in model.buffers():
-        if dist.is_initialized() and buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= world()[1]
+    average_buffers(model)
 
 
 @torch.no_grad()
@@ -288,11 +285,7 @@ def _test(model: nn.Module, data: Images) -> dict[str, float]:
         wrong = (logits.argmax(1) != y).sum()
         loss = F.cross_entropy(logits, y, reduction="sum")
         total += torch.tensor([float(wrong), float(loss), len(y)], dtype=torch.float64)
-    if dist.is_initialized():
-        home = next(model.parameters()).device
-        everyone = total.to(home)
-        dist.all_reduce(everyone)
-        total = everyone.cpu()
+    total = sum_over_ranks(total.to(next(model.parameters()).device)).cpu()
     return {"error": float(total[0] / total[2]), "loss": float(total[1] / total[2])}
 
 
@@ -320,19 +313,3 @@ def _check(recipe: PaperRecipe) -> None:
     WeMixSchedule(1, recipe.stage1_fraction, recipe.lam)
     if recipe.network == "resnet50" and recipe.data in CIFAR:
         raise ValueError("resnet50 is for a folder of larger images; take preact_resnet18")
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[torch.device]:
-    """Join torchrun's group if there is one; yield this process's device."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    if on_gpu := device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()

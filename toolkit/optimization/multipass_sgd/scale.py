@@ -1,8 +1,6 @@
 """The paper's own scale: ResNet-18 on subsets of CIFAR, one process a GPU under torchrun."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -21,6 +19,7 @@ from torchvision.models import resnet18
 from toolkit.data.store import root
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import fit, predict, warmup_cosine
+from toolkit.learn.torchrun import average_buffers, torchrun_group
 from toolkit.optimization.multipass_sgd.study import Recipe, Tuned, choose_steps, doublings
 from toolkit.optimization.multipass_sgd.theory import effective_reuse
 from toolkit.runtime import TUNING_SEEDS
@@ -72,7 +71,7 @@ def run_cifar(
     if unknown := set(recipe.arms) - {"squared", "cross_entropy"}:
         raise ValueError(f"arms must be squared or cross_entropy, got {sorted(unknown)}")
     results: dict[str, np.ndarray] = {}
-    with _processes(device) as home:
+    with torchrun_group(device) as home:
         data = load_cifar(recipe.classes, recipe.folder, home)
         if max(recipe.n, *recipe.fresh) > len(data.train_images):
             raise ValueError(f"CIFAR has {len(data.train_images)} training images")
@@ -181,18 +180,8 @@ def _train(
         schedule=LambdaLR(optimizer, lambda step: warmup_cosine(step, steps)),
         amp=torch.bfloat16 if device.type == "cuda" else None,
     )
-    _agree(model)
+    average_buffers(model)
     return _test(loss, model, data)
-
-
-def _agree(model: nn.Module) -> None:
-    """Average the running statistics of batch normalisation, which each process kept itself."""
-    if not dist.is_initialized():
-        return
-    for statistic in model.buffers():
-        if statistic.is_floating_point():
-            dist.all_reduce(statistic)
-            statistic /= world()[1]
 
 
 def _batches(
@@ -245,19 +234,3 @@ def _reuse(recipe: CifarRecipe, loss: str, results: dict) -> dict[str, np.ndarra
     reuse = [effective_reuse(m, o, recipe.fresh, recipe.n) for m, o in zip(multi, one, strict=True)]
     columns = zip(recipe.passes, np.stack(reuse, axis=1), strict=True)
     return {f"{loss}/reuse@{k}": column for k, column in columns}
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[torch.device]:
-    """Join torchrun's group if there is one; yield this process's device."""
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield device
-        return
-    if on_gpu := device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
