@@ -102,7 +102,7 @@ def motion_windows(
         ValueError: if a window does not fit into its video.
     """
     times = start[:, None] + torch.arange(MOTION)
-    if int(times.min()) < 0 or int(times.max()) >= mv.shape[1]:
+    if ((times < 0) | (times >= mv.shape[1])).any():
         raise ValueError(f"a motion window leaves the {mv.shape[1]} frames: {start.tolist()}")
     return mv[torch.arange(len(mv))[:, None], times]
 
