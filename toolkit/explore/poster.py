@@ -14,6 +14,7 @@ from .figures import COLOURS, theme
 
 WIDTH = 720  # pixels
 LEFT, RIGHT = 0.09, 0.97  # of the panels, in widths of the page
+SYMBOLS = {"square": "s", "diamond": "D", "cross": "P", "x": "X", "line-ew": "_", "line-ns": "|"}
 GREY = "#787878"  # about equal contrast on white and on black
 
 
@@ -126,6 +127,8 @@ def _scatter(axes: Any, trace: dict, colour: str) -> None:
     points = _colour(marker.get("color"), stroke)
     dashes = {"dash": "--", "dot": ":", "dashdot": "-."}.get(line.get("dash", ""), "-")
     size = marker.get("size", 6)
+    symbol = SYMBOLS.get(str(marker.get("symbol", "")).removesuffix("-open"), "o")
+    is_stroke = symbol in "_|"
     named = trace.get("name") if trace.get("showlegend", True) else None
     if trace.get("fill") in ("tozeroy", "toself", "tonexty") and len(y):
         tint = _colour(trace.get("fillcolor"), colour)
@@ -142,10 +145,11 @@ def _scatter(axes: Any, trace: dict, colour: str) -> None:
         linestyle=dashes if "lines" in mode else "none",
         color=stroke,
         linewidth=line.get("width", 2) * 0.7,
-        marker="o" if "markers" in mode else "",
+        marker=symbol if "markers" in mode else "",
         markersize=0.7 * (size if isinstance(size, (int, float)) else 6),
         markerfacecolor=points,
-        markeredgecolor="none",
+        markeredgecolor=points if is_stroke else "none",
+        markeredgewidth=marker.get("line", {}).get("width", 1) if is_stroke else 1,
         alpha=trace.get("opacity", 1),
         label=_text(named) if named else None,
         drawstyle={"hv": "steps-post", "vh": "steps-pre", "hvh": "steps-mid"}.get(
