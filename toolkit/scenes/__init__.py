@@ -1,0 +1,1 @@
+"""Objects in pictures and videos: detection and segmentation."""
