@@ -32,7 +32,7 @@ def test_an_unknown_chapter_is_one_clear_line(capsys):
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["build", "serve", "lab", "run", "data", "doctor"])
+@pytest.mark.parametrize("command", ["build", "serve", "lab", "run", "course", "data", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

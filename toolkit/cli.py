@@ -1,4 +1,4 @@
-"""The command line: `toolkit build|serve|lab|run|data|doctor`."""
+"""The command line: `toolkit build|serve|lab|run|course|data|doctor`."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+from toolkit.course.cli import add_parser as add_course
 
 PROFILES = ("quick", "full", "paper")
 
@@ -36,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", help="notebooks to execute only; default: all, and the site"
     )
     build.add_argument("--jobs", type=int, default=2, help="notebooks at a time (default 2)")
+    build.add_argument(
+        "--edition",
+        choices=("reader", "student"),
+        default="reader",
+        help="student: a second site without solutions, in _build/student (default: reader)",
+    )
     build.set_defaults(command=_build)
 
     serve = commands.add_parser("serve", help="serve the site on this machine")
@@ -66,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     run.set_defaults(command=_run)
 
+    add_course(commands)
+
     data = commands.add_parser("data", help="list, fetch or verify the data sets")
     data.add_argument("rest", nargs=argparse.REMAINDER, help="see: toolkit data --help")
     data.set_defaults(command=_data)
@@ -78,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> int:
     from toolkit.press.build import build
 
-    page = build(options.names, options.jobs)
+    page = build(options.names, options.jobs, edition=options.edition)
     if not options.names:
         print(f"the book: {page}\n  open that file, or run: toolkit serve  (live: toolkit lab)")
     return 0
@@ -198,7 +208,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _is_message(error: Exception) -> bool:
     """Faults that a user can mend: their message is enough."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ValueError", "LookupError", "OSError", "BuildFailed", "CellFailed"})
+    return bool(
+        names & {"ValueError", "LookupError", "OSError", "BuildFailed", "CellFailed", "NoIsolation"}
+    )
 
 
 if __name__ == "__main__":

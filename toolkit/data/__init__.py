@@ -5,6 +5,12 @@
 """
 
 from toolkit.data.clips import RealClip, load_clips
+from toolkit.data.emoji_scenes import (
+    SCENE_CLASSES,
+    SCENE_VENDORS,
+    Scenes,
+    load_emoji_scenes,
+)
 from toolkit.data.emoji_shop import (
     CATALOGUE_VENDORS,
     SHOP_VENDORS,
@@ -54,6 +60,8 @@ __all__ = [
     "GLYPH_FONTS",
     "HARD_MOTIONS",
     "HELD_OUT_FONTS",
+    "SCENE_CLASSES",
+    "SCENE_VENDORS",
     "SELLER_WORDS",
     "SHOP_VENDORS",
     "TWIN_SETS",
@@ -71,6 +79,7 @@ __all__ = [
     "NoisyLabels",
     "Photos",
     "RealClip",
+    "Scenes",
     "ShopQueries",
     "StoreError",
     "decode",
@@ -80,6 +89,7 @@ __all__ = [
     "load_clips",
     "load_digits",
     "load_emoji",
+    "load_emoji_scenes",
     "load_emoji_shop",
     "load_emoji_video",
     "load_fashion_mnist",

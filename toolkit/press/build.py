@@ -15,19 +15,27 @@ from tqdm.auto import tqdm
 from toolkit.press import reader
 
 SITE = reader.ROOT / "_build" / "html"
+STUDENT_SITE = reader.ROOT / "_build" / "student" / "_build" / "html"
+"""The site without solutions; jupyter-book adds `_build/html` to the folder it is given."""
 
 
 class BuildFailed(RuntimeError):
     """The build stopped; the message says where and what to do."""
 
 
-def build(names: Sequence[str] = (), jobs: int = 2, scheduler: str | None = None) -> Path:
+def build(
+    names: Sequence[str] = (),
+    jobs: int = 2,
+    scheduler: str | None = None,
+    edition: str = "reader",
+) -> Path:
     """Execute the book's stale notebooks and make the site.
 
     Args:
         names: of notebooks to execute; by default all in the table of contents. With names given
             only these are executed, and the site is not made.
         jobs: notebooks at a time on this machine.
+        edition: "reader", or "student": a site of its own without solutions.
         scheduler: address of a Dask scheduler to execute them on instead; its workers must share
             this folder. By default `DASK_SCHEDULER_ADDRESS`.
 
@@ -40,11 +48,13 @@ def build(names: Sequence[str] = (), jobs: int = 2, scheduler: str | None = None
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if edition not in ("reader", "student"):
+        raise ValueError(f"edition must be reader or student, got {edition!r}")
     paths = [reader.source_path(name) for name in names] or in_contents()
     _execute_all(stale(paths), jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"))
     if not names:
-        _jupyter_book()
-    return SITE / "index.html"
+        _jupyter_book(edition)
+    return (SITE if edition == "reader" else STUDENT_SITE) / "index.html"
 
 
 def in_contents() -> list[Path]:
@@ -127,12 +137,16 @@ def _one(path: Path) -> tuple[str, float, str]:
     return path.stem, _seconds(path), ""
 
 
-def _jupyter_book() -> None:
+def _jupyter_book(edition: str) -> None:
     """Make the site. After a failure the next build starts clean, so no warning is forgotten."""
     start = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", ".", "-W", "--keep-going", "-q"]
-    done = subprocess.run(command, cwd=reader.ROOT, check=False)
+    site = SITE if edition == "reader" else STUDENT_SITE
+    if edition == "student":
+        command += ["--path-output", str(site.parents[1])]
+    environment = os.environ | {"TOOLKIT_EDITION": edition}
+    done = subprocess.run(command, cwd=reader.ROOT, env=environment, check=False)
     if done.returncode:
-        shutil.rmtree(SITE.parent / ".doctrees", ignore_errors=True)
-        shutil.rmtree(SITE.parent / "html" / ".doctrees", ignore_errors=True)
+        shutil.rmtree(site.parent / ".doctrees", ignore_errors=True)
+        shutil.rmtree(site / ".doctrees", ignore_errors=True)
         raise BuildFailed("jupyter-book found the problems above; mend them and build again")

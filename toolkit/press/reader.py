@@ -47,7 +47,8 @@ def read(text: str) -> NotebookNode:
     """
     source = nbformat.reads(text, as_version=4)
     twin = nbformat.read(execute(source_path(name_of(source))), as_version=4)
-    shown = edition(twin, solutions=True) if is_exercises(twin) else twin
+    student = os.environ.get("TOOLKIT_EDITION") == "student"
+    shown = edition(twin, solutions=not student, page=True) if is_exercises(twin) else twin
     require_page_outputs(shown)
     for cell in shown.cells:  # bookkeeping is not for readers
         cell.metadata.pop("papermill", None)

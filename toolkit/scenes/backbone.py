@@ -31,8 +31,9 @@ class EmojiBackbone(nn.Module):
 
 
 def conv_block(before: int, after: int, stride: int = 1) -> nn.Sequential:
-    """A 3×3 convolution, group norm (8 groups) and ReLU."""
+    """A 3×3 convolution from He's initial weights, group norm (8 groups) and ReLU."""
     conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.GroupNorm(8, after), nn.ReLU())
 
 
