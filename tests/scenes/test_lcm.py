@@ -528,6 +528,26 @@ def test_matcher_is_its_loops(read):
     assert torch.allclose(fast, slow_matcher(frames, mask[:, 0], read), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [(1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 2, 4, 6]), (5, [0, 5, 6]), (None, [0, 6])],
+)
+def test_memory_keeps_the_first_every_nth_and_the_previous_frame(every, kept):
+    assert lcm.memory_frames(7, every) == kept
+    frames, mask = moving_square(2)
+    with pytest.raises(ValueError, match="at least 1"):
+        lcm.training_free_propagate(frames, mask[:, 0], READS[:1], 0)
+
+
+def test_without_more_memory_the_global_read_has_the_first_and_the_previous_frame():
+    frames, mask = moving_square(4)
+    soft = lcm.training_free_propagate(frames, mask[:, 0], READS[:1], None)[0, 0].flatten(1)
+    keys = lcm.patch_keys(frames)[0]
+    logits = torch.cat([keys[0], keys[2]]) @ keys[3].T / 0.05
+    by_hand = torch.cat([soft[0], soft[2]]) @ logits.softmax(dim=0)
+    assert torch.allclose(soft[3], by_hand, atol=1e-5)
+
+
 def test_all_reads_in_one_batch_or_alone():
     clips = [moving_square(3, speed=s) for s in (2, 5)]
     frames, mask = (torch.cat(parts) for parts in zip(*clips, strict=True))

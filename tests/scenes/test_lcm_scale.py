@@ -114,6 +114,8 @@ def test_the_papers_network_has_stms_sizes():
     mask[:, 0, 4:20, 4:20] = mask[:, 1, 22:38, 22:48] = 1
     with torch.no_grad():
         assert model.propagate(frames, mask).shape == (1, 2, 3, 40, 50)
+        small, masks = frames[:, 0, :, :32, :48], mask[:, :, :32, :48]
+        assert model.memorize(small, masks).values.shape == (2, 512, 1, 2, 3)
 
 
 # --- clips --------------------------------------------------------------------------------------

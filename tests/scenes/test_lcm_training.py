@@ -268,6 +268,43 @@ def test_loss_is_zero_for_the_truth_and_counts_predicted_frames_only():
     assert training.mask_loss(probs, mask) > 1
 
 
+def test_matching_loss_is_zero_where_the_read_carries_the_true_mask():
+    mask = torch.zeros(2, 3, 16, 16, dtype=torch.bool)
+    mask[:, 0, :4, :4] = mask[:, 1, 4:8, 4:8] = mask[:, 2, 8:12, 8:12] = True
+    truth = mask[:, 1:, 2::4, 2::4].float()
+    assert training.matching_loss(truth, mask) < 1e-3
+    assert training.matching_loss(truth.flip(1), mask) > 1
+    assert training.matching_loss(torch.full_like(truth, 0.5), mask) > 1
+
+
+@torch.no_grad()
+def test_the_mask_travels_with_the_values_and_is_carried_by_the_affinities():
+    frames, mask = scene(time=2)
+    model = small(("grm",))
+    memory = model.memorize(frames[:, 0], mask)
+    cells = torch.nn.functional.avg_pool2d(mask, 4)
+    assert torch.equal(memory.values[:, -1], network.MASK_GAIN * cells)
+    carried = []
+    plain = model.propagate(frames, mask)
+    assert torch.equal(model.propagate(frames, mask, carried=carried), plain)
+    key = model.query_key(model.query_encoder(frames[:, 1]).grid)
+    by_hand = lcm.memory_read(memory.keys, cells[:, :, None], key)[:, 0]
+    assert len(carried) == 1
+    assert torch.allclose(carried[0], by_hand, atol=1e-5)
+
+
+@torch.no_grad()
+def test_keys_begin_sharp_enough_to_match():
+    frames, _ = scene(batch=4)
+    model = small(("grm",))
+    training.sharpen(model, frames[:, 0])
+    keys = model.query_key(model.query_encoder(frames[:, 0]).grid)
+    keys = keys - keys.mean(dim=(0, 2, 3), keepdim=True)
+    fit = keys.square().sum(dim=1).mean() * keys.shape[1] ** -0.5
+    assert float(fit) == pytest.approx(training.FIT, rel=1e-4)
+    assert torch.equal(model.query_key.weight, model.memory_key.weight)
+
+
 @pytest.mark.slow
 def test_a_network_learns_to_follow_a_square(synthetic):
     recipe = replace(TINY, batch=4, warmup=10)
@@ -326,6 +363,17 @@ def test_matcher_study_names_every_read_and_clip(synthetic):
     assert {f"global/leak@{i}" for i in range(6)} < set(found)
     values = [found[f"global/jf@{i}"] for i in range(6)]
     assert found["global/jf"] == pytest.approx(sum(values) / 6)
+
+
+def test_matcher_study_takes_some_clips_and_another_memory(synthetic):
+    whole = lcm.MatcherRecipe("long", ("global",))
+    found = lcm.run_matcher(replace(whole, count=2, every=0), 0, CPU)
+    assert {"global/j@1", "global/frame_j@11"} < set(found)
+    assert "global/j@2" not in found
+    assert (
+        found["global/frame_j@9"]
+        != lcm.run_matcher(replace(whole, count=2), 0, CPU)["global/frame_j@9"]
+    )
 
 
 def test_networks_study_returns_what_the_chapter_reads(synthetic):

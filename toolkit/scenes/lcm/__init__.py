@@ -14,6 +14,7 @@ from toolkit.scenes.lcm.matcher import (
     Read,
     Scores,
     enlarge,
+    memory_frames,
     patch_keys,
     position_logits,
     score,
@@ -32,7 +33,7 @@ from toolkit.scenes.lcm.reads import affinity, memory_read, position_guided_read
 from toolkit.scenes.lcm.recipe import ALPHAS, MatcherRecipe, Recipe
 from toolkit.scenes.lcm.scale import PaperRecipe, run_paper
 from toolkit.scenes.lcm.study import run_matcher, run_study
-from toolkit.scenes.lcm.training import train_arm, train_base
+from toolkit.scenes.lcm.training import matching_loss, train_arm, train_base
 
 __all__ = [
     "ALPHAS",
@@ -57,6 +58,8 @@ __all__ = [
     "experiment",
     "leak",
     "load_twins",
+    "matching_loss",
+    "memory_frames",
     "memory_read",
     "patch_keys",
     "position_guided_read",
@@ -78,10 +81,11 @@ PROFILES: dict[str, Recipe | PaperRecipe] = {
     "quick": Recipe(),
     "full": Recipe(
         seeds=4,
-        base_steps=400,
-        arm_steps=80,
+        base_steps=600,
+        arm_steps=200,
         sets=("judge", "alone", "teleport", "long"),
         decoded=("grm", "lcm"),
+        intervals=(1, 2, 5, 10, 0),
     ),
     "paper": PaperRecipe(),
 }

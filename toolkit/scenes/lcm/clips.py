@@ -1,7 +1,7 @@
 """The twins' clips as floats, and random short training clips cut from them."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -22,11 +22,15 @@ class TwinClips:
     distractor: Bool[Tensor, "clips time height width"]
     distractors: Int64[Tensor, "clips"]
 
+    @cached_property
+    def area(self) -> Int64[Tensor, "clips time"]:
+        """Pixels in which the target is seen."""
+        return self.mask.flatten(2).sum(dim=2)
+
     @property
     def counted(self) -> Bool[Tensor, "clips time"]:
         """Which frames are scored: all but the first, where the target is seen well enough."""
-        area = self.mask.flatten(2).sum(dim=2)
-        seen = area >= VISIBLE * area[:, :1]
+        seen = self.area >= VISIBLE * self.area[:, :1]
         seen[:, 0] = False
         return seen
 
@@ -95,7 +99,7 @@ def training_clips(
     times += (torch.rand(batch, generator=generator) * room).long()[:, None]
     backwards = draw(2).bool()
     times = torch.where(backwards[:, None], times.flip(1), times)
-    area = clips.mask.flatten(2).sum(dim=2)
+    area = clips.area
     rows = torch.stack([_row(area[:, t] >= least, generator) for t in times[:, 0].tolist()])
     pictures, masks = (x[rows[:, None], times] for x in (clips.frames, clips.mask))
     others = (rows + 1 + draw(max(1, len(clips.mask) - 1))) % len(clips.mask)
@@ -114,8 +118,10 @@ def _paste(
     least: int,
 ) -> tuple[Tensor, Tensor]:
     """Paste the sprites of other clips, unless they would hide the first target."""
-    foreign, sprites = clips.frames[rows[:, None], times], clips.mask | clips.distractor
-    over = sprites[rows[:, None], times]
+    foreign, own, twins = (
+        x[rows[:, None], times] for x in (clips.frames, clips.mask, clips.distractor)
+    )
+    over = own | twins
     left = (masks[:, 0] & ~over[:, 0]).flatten(1).sum(dim=1)
     over &= (wanted.to(left.device) & (left >= least))[:, None, None, None]
     return torch.where(over[:, :, None], foreign, pictures), masks & ~over

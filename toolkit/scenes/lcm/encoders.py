@@ -10,6 +10,10 @@ from torch.nn import functional as F
 
 from toolkit.scenes.backbone import EmojiBackbone
 
+QUIET = 0.2
+"""Initial weights of the masks' stem, against the default: masks must not drown the picture, or no
+cell of the query looks like one of the memory's object; ours."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -58,6 +62,8 @@ class SmallEncoder(Encoder):
         super().__init__()
         self.backbone = deepcopy(backbone) if backbone else EmojiBackbone()
         self.mask_stem = nn.Conv2d(2, 24, 3, 2, 1, bias=False) if with_masks else None
+        if self.mask_stem is not None:
+            self.mask_stem.weight.data *= QUIET
         fine, deep = self.backbone.channels
         self.lateral = nn.Conv2d(fine, self.channels, 1)
         self.top = nn.Conv2d(deep, self.channels, 1)

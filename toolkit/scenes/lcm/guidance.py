@@ -1,5 +1,7 @@
 """The paper's two modules: guidance by the previous frame, relation to the first object."""
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ FUSIONS = ("add", "gate", "concat")
 RELATIONS = ("attn", "pool")
 STAY, GRID = 20.0, 16
 """Initial logit of staying in place, and the grid on which it is measured; both are ours."""
+
+
+_code = lru_cache(maxsize=8)(sine_position)
 
 
 class PositionGuidance(nn.Module):
@@ -56,7 +61,7 @@ class PositionGuidance(nn.Module):
     ) -> Float[Tensor, "batch key height width"]:
         """φ(r + e) of the query frame, or of the previous one if `memory`."""
         conv = self.memory_key if memory else self.query_key
-        return conv(r + sine_position(*r.shape[1:]).to(r) if self.position else r)
+        return conv(r + _code(*r.shape[1:]).to(r) if self.position else r)
 
     def forward(
         self,

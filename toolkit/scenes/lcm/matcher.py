@@ -69,15 +69,26 @@ def training_free_propagate(
     frames: Float[Tensor, "batch time 3 height width"],
     mask0: Bool[Tensor, "_ _ _"],
     reads: list[Read],
+    every: int | None = 1,
 ) -> Float[Tensor, "reads batch time rows columns"]:
     """Soft masks of every frame, on the grid of 16×16 cells, for each way to read.
 
     Predicted soft masks are fed back as they are. Ways that read the previous frame only differ
     in what is added to the logit and run as one batch.
 
+    Args:
+        frames: in 0…1.
+        mask0: of the target in frame 0.
+        reads: the ways.
+        every: memory of the global and kernel reads holds the first frame, the previous one and
+            every n-th; None: no others.
+
     Raises:
-        ValueError: for no frame, an empty first mask, or masks that do not lie on the frames.
+        ValueError: for no frame, an empty first mask, masks that do not lie on the frames, or
+            `every` below 1.
     """
+    if every is not None and every < 1:
+        raise ValueError(f"every must be at least 1 or None, got {every}")
     check_first_masks(frames, mask0[:, None].float(), stride=GRID)
     keys = patch_keys(frames)
     first = F.adaptive_avg_pool2d(mask0[:, None].float(), GRID).flatten(1)
@@ -89,10 +100,15 @@ def training_free_propagate(
             results[i] = soft
     for i, read in enumerate(reads):
         if read.kind in ("global", "kernel"):
-            results[i] = _by_all(keys, first, read)
+            results[i] = _by_all(keys, first, read, every)
         elif read.kind == "copy":
             results[i] = first[:, None].expand(-1, frames.shape[1], -1)
     return torch.stack(results).unflatten(-1, (GRID, GRID))
+
+
+def memory_frames(t: int, every: int | None) -> list[int]:
+    """What frame t reads: the first frame, every n-th, the previous one."""
+    return [i for i in range(t) if i in (0, t - 1) or (every is not None and i % every == 0)]
 
 
 def enlarge(
@@ -172,11 +188,16 @@ def _by_previous(
 
 
 def _by_all(
-    keys: Float[Tensor, "batch time cells 12"], first: Float[Tensor, "batch cells"], read: Read
+    keys: Float[Tensor, "batch time cells 12"],
+    first: Float[Tensor, "batch cells"],
+    read: Read,
+    every: int | None,
 ) -> Float[Tensor, "batch time cells"]:
     masks = [first]
     for t in range(1, keys.shape[1]):
-        memory, values = keys[:, :t].flatten(1, 2), torch.cat(masks, dim=1)
+        kept = memory_frames(t, every)
+        memory = keys[:, kept].flatten(1, 2)
+        values = torch.cat([masks[i] for i in kept], dim=1)
         logits = memory @ keys[:, t].transpose(1, 2) / TEMPERATURE
         if read.kind == "kernel":
             logits = logits + _around_best(logits, read.strength)

@@ -15,6 +15,8 @@ from toolkit.scenes.lcm.reads import memory_read
 
 MODULES = ("grm", "pgm", "orm")
 EPSILON = 1e-7
+MASK_GAIN = 4.0
+"""Of the mask among the values of the memory; ours."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Memory:
 
     keys: Float[Tensor, "n key time height width"]
     values: Float[Tensor, "n value time height width"]
+    """The last channel is the mask of each cell, times `MASK_GAIN`; the others are learnt."""
     previous_key: Float[Tensor, "n key height width"] | None
     """Position-sensitive key of the last frame; None without position guidance."""
     cells: Bool[Tensor, "n height width"]
@@ -84,9 +87,8 @@ class LCM(nn.Module):
         self.query_key, self.memory_key = (
             nn.Conv2d(channels, key_dim, 3, padding=1) for _ in range(2)
         )
-        self.query_value, self.memory_value = (
-            nn.Conv2d(channels, value_dim, 3, padding=1) for _ in range(2)
-        )
+        self.query_value = nn.Conv2d(channels, value_dim, 3, padding=1)
+        self.memory_value = nn.Conv2d(channels, value_dim - 1, 3, padding=1)
         self.memory_key.load_state_dict(self.query_key.state_dict())  # like attends to like
         self.decoder = Decoder(value_dim, query.skip_channels, width)
         self.pgm: PositionGuidance | None = None
@@ -138,17 +140,27 @@ class LCM(nn.Module):
             others = (mask.sum(dim=1, keepdim=True) - mask).clamp(0, 1)
         masks = torch.stack([mask, others], dim=2).flatten(0, 1)
         r = self.memory_encoder(frame, masks).grid
+        pooled = F.adaptive_avg_pool2d(mask.flatten(0, 1)[:, None], r.shape[2:])
+        values = torch.cat([self.memory_value(r), MASK_GAIN * pooled], dim=1)
         return Memory(
             keys=self.memory_key(r)[:, :, None],
-            values=self.memory_value(r)[:, :, None],
+            values=values[:, :, None],
             previous_key=self.pgm.local_key(r, memory=True) if self.pgm else None,
-            cells=object_cells(F.adaptive_avg_pool2d(mask.flatten(0, 1), r.shape[2:])),
+            cells=object_cells(pooled[:, 0]),
         )
 
     def segment(
-        self, frame: Float[Tensor, "batch 3 height width"], memory: Memory
+        self,
+        frame: Float[Tensor, "batch 3 height width"],
+        memory: Memory,
+        carried: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch objects height width"]:
         """Probability of each object alone at each pixel; `soft_aggregate` joins them.
+
+        Args:
+            frame: in 0…1.
+            memory: of its past.
+            carried: gets the mask [n,rows,columns] that the global read alone carries over.
 
         Raises:
             ValueError: if the memory is empty, or belongs to other frames.
@@ -166,6 +178,8 @@ class LCM(nn.Module):
             features.repeat(objects).skips,
         )
         u = memory_read(memory.keys, memory.values, key)
+        if carried is not None:
+            carried.append(u[:, -1] / MASK_GAIN)
         if self.pgm is not None and local is not None and memory.previous_key is not None:
             local = local.repeat_interleave(objects, 0)
             u = self.pgm(u, local, memory.previous_key, memory.values[:, :, -1])
@@ -179,6 +193,7 @@ class LCM(nn.Module):
         frames: Float[Tensor, "batch time 3 height width"],
         mask0: Float[Tensor, "_ objects _ _"],
         every: int | None = 5,
+        carried: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch time classes height width"]:
         """Segment a clip from the masks of its first frame; gradients flow through all frames.
 
@@ -189,6 +204,7 @@ class LCM(nn.Module):
             frames: in 0…1.
             mask0: of each object in frame 0; objects do not overlap, and none is empty.
             every: frames between two that stay in memory; None keeps the first only.
+            carried: see `segment`.
 
         Returns:
             Probabilities of the background (class 0) and of each object; frame 0 as given.
@@ -209,7 +225,7 @@ class LCM(nn.Module):
                 last = t - 2  # the frame that was "previous" until now
                 keep = last == 0 or (every is not None and last % every == 0)
                 memory = memory.then(self.memorize(frames[:, t - 1], probs[-1][:, 1:]), keep)
-            logits = soft_aggregate(self.segment(frames[:, t], memory))
+            logits = soft_aggregate(self.segment(frames[:, t], memory, carried))
             probs.append(logits.softmax(dim=1))
         return torch.stack(probs, dim=1)[..., :height, :width]
 

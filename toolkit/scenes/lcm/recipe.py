@@ -18,6 +18,8 @@ class MatcherRecipe:
     clips: str = "judge"
     arms: tuple[str, ...] = ("global", "position_0", "position_20", "window_2", "kernel_2", "copy")
     seeds: int = 1
+    every: int = 1  # frames between two that stay in memory; 0: none
+    count: int = 0  # clips, the first of the set; 0: all
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before any work."""
@@ -46,17 +48,15 @@ class Recipe:
     batch: int = 6  # clips a step; paper 4
     frames: int = 3  # of a training clip; paper 3
     max_skip: int = 1  # frames left out between two of them, grown from 0; paper 25
-    strangers: float = 0.5  # share of clips into which sprites of another are pasted; ours
+    strangers: float = 1.0  # share of clips into which sprites of another are pasted; ours
     key_dim: int = 32  # paper 128
     value_dim: int = 48  # paper 512
     width: int = 32  # of the decoder; paper 256
-    backbone: bool = (
-        False  # begin with the emoji classifier: no faster on tuning seeds; paper: ImageNet
-    )
+    backbone: bool = False  # begin with the emoji classifier; paper: ImageNet
     every: int = 5  # frames between two that stay in memory; paper 5
     sets: tuple[str, ...] = ("judge", "alone", "teleport")  # to be scored on
     decoded: tuple[str, ...] = ()  # arms that are scored on `long` from its H.264 files, too
-    intervals: tuple[int, ...] = (1, 2, 5, 10, 0)  # of memory, on a few long clips; 0: none kept
+    intervals: tuple[int, ...] = ()  # of memory, tried on a few long clips; 0: none kept
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before any work."""

@@ -8,7 +8,7 @@ growing skips; then DAVIS is scored at its own resolution. Folders are laid out 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from toolkit.learn.distributed import world
 from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
 from toolkit.scenes.lcm.encoders import Encoder, Features
 from toolkit.scenes.lcm.metrics import davis_evaluate
-from toolkit.scenes.lcm.network import LCM, soft_aggregate
+from toolkit.scenes.lcm.network import LCM, Memory, soft_aggregate
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels."""
@@ -105,7 +105,7 @@ def run_paper(recipe: PaperRecipe, seed: int, device: torch.device) -> dict[str,
 def paper_network(recipe: PaperRecipe) -> LCM:
     """LCM on ResNet-50."""
     encoders = (ResNetEncoder(recipe.weights), ResNetEncoder(recipe.weights, with_masks=True))
-    return LCM(
+    return PaperNetwork(
         recipe.modules,
         recipe.fuse,
         recipe.key_dim,
@@ -113,6 +113,21 @@ def paper_network(recipe: PaperRecipe) -> LCM:
         encoders=encoders,
         width=recipe.width,
     )
+
+
+class PaperNetwork(LCM):
+    """All values of the memory are learnt; the small network puts the mask among them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.memory_value = nn.Conv2d(
+            self.query_encoder.channels, self.query_value.out_channels, 3, padding=1
+        )
+
+    def memorize(self, frame: Tensor, mask: Tensor, others: Tensor | None = None) -> Memory:
+        """As `LCM.memorize`, without the mask's channel."""
+        memory = super().memorize(frame, mask, others)
+        return replace(memory, values=memory.values[:, :-1])
 
 
 class ResNetEncoder(Encoder):

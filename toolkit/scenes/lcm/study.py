@@ -15,7 +15,7 @@ JUMP = 5
 """First frame after a teleported target has jumped."""
 HIDDEN, BACK = 0.7, 0.8
 """A target counts as occluded below the first share of its first area, as back above the second."""
-MEMORY_CLIPS = 4
+MEMORY_CLIPS = 8
 """Long clips on which memory intervals are compared."""
 
 
@@ -25,15 +25,18 @@ def run_matcher(recipe: MatcherRecipe, seed: int, device: torch.device) -> dict[
     Returns:
         `"ARM/METRIC"`, a mean over clips, and `"ARM/METRIC@CLIP"`: `j`, `jf`, `leak` with the area
         of the first mask; `raw_j`, `raw_jf`, `raw_leak`, `raw_empty` above ½; `after_j`,
-        `before_j` of frames from the jump on and before it.
+        `before_j` of frames from the jump on and before it. `"ARM/frame_j@FRAME"`: `j` of each.
     """
     clips = load_twins(recipe.clips).to(device)
+    clips = clips.select(slice(recipe.count or None))
     reads = [_read(arm) for arm in recipe.arms]
-    soft = training_free_propagate(clips.frames, clips.mask[:, 0], reads)
+    soft = training_free_propagate(clips.frames, clips.mask[:, 0], reads, recipe.every or None)
     results: dict[str, float] = {}
     for arm, masks in zip(recipe.arms, soft, strict=True):
         large = enlarge(masks, (clips.frames.shape[3], clips.frames.shape[4]))
         results |= _flat(arm, "", clip_scores(large, clips))
+        over_time = score(large, clips).j[:, 1:].nanmean(dim=0).tolist()
+        results |= {f"{arm}/frame_j@{t}": j for t, j in enumerate(over_time, start=1)}
     return results
 
 
@@ -114,7 +117,7 @@ def memory_curve(model: LCM, every: int, device: torch.device) -> Float[Tensor, 
     clips = load_twins("long").to(device)
     few = clips.select(slice(MEMORY_CLIPS))
     probs = model.propagate(few.frames, few.mask[:, :1].float(), every or None)
-    return score(probs[:, :, 1], few, matched=False).j[:, 1:].nanmean(dim=0)
+    return score(probs[:, :, 1], few).j[:, 1:].nanmean(dim=0)
 
 
 def _read(arm: str) -> Read:

@@ -12,15 +12,37 @@ from torch.optim.lr_scheduler import LambdaLR
 from toolkit.learn.loop import fit, warmup_cosine
 from toolkit.scenes.backbone import pretrained_backbone
 from toolkit.scenes.lcm.clips import TwinClips, load_twins, training_clips
-from toolkit.scenes.lcm.network import LCM, small_encoders
+from toolkit.scenes.lcm.network import EPSILON, LCM, small_encoders
 from toolkit.scenes.lcm.recipe import Recipe
+
+FIT = 10.0
 
 
 def mask_loss(
     probs: Float[Tensor, "batch time 2 height width"], mask: Bool[Tensor, "batch time height width"]
 ) -> Float[Tensor, ""]:
-    """4 · binary cross-entropy + soft Dice of the predicted frames (the first one was given)."""
-    p, y = probs[:, 1:, 1], mask[:, 1:].float()
+    """`overlap_loss` of the predicted frames (the first one was given)."""
+    return overlap_loss(probs[:, 1:, 1], mask[:, 1:].float())
+
+
+def matching_loss(
+    carried: Float[Tensor, "batch later rows columns"],
+    mask: Bool[Tensor, "batch time height width"],
+) -> Float[Tensor, ""]:
+    """`overlap_loss` of the masks that the global read carries from the memory; ours.
+
+    Without it, a few hundred steps teach a small network to segment whatever looks like an object:
+    the decoder learns that long before the keys learn to match.
+    """
+    rows, columns = carried.shape[2:]
+    cells = F.adaptive_avg_pool2d(mask[:, 1:].float(), (rows, columns))
+    return overlap_loss(carried.clamp(EPSILON, 1 - EPSILON), cells)
+
+
+def overlap_loss(
+    p: Float[Tensor, "batch later rows columns"], y: Float[Tensor, "batch later rows columns"]
+) -> Float[Tensor, ""]:
+    """4 · binary cross-entropy + soft Dice."""
     overlap, total = (x.flatten(2).sum(dim=2) for x in (p * y, p + y))
     dice = 1 - (2 * overlap + 1) / (total + 1)
     return 4 * F.binary_cross_entropy(p, y) + dice.mean()
@@ -54,8 +76,22 @@ def train_base(recipe: Recipe, seed: int, device: torch.device) -> LCM:
         width=recipe.width,
     ).to(device)
     clips = load_twins("train").select(load_twins("train").distractors == 0)
+    sharpen(model, clips.frames[:32, 0].to(device))
     train(model, recipe, clips, recipe.base_steps, recipe.lr, _rng(seed, 0))
     return model
+
+
+@torch.no_grad()
+def sharpen(model: LCM, frames: Float[Tensor, "batch 3 height width"]) -> None:
+    """Scale the keys so that a cell of these frames fits itself with a logit of about `FIT`; ours.
+
+    With default weights all logits are near 0, and the first reads are means of everything.
+    """
+    keys = model.query_key(model.query_encoder(frames).grid)
+    centred = keys - keys.mean(dim=(0, 2, 3), keepdim=True)
+    fit_now = centred.square().sum(dim=1).mean() * keys.shape[1] ** -0.5
+    for conv in (model.query_key, model.memory_key):
+        conv.weight *= (FIT / fit_now).sqrt()
 
 
 def train_arm(base: LCM, recipe: Recipe, arm: str, seed: int) -> LCM:
@@ -93,7 +129,10 @@ def _batches(
 
 def _loss(model: nn.Module, batch: tuple) -> Tensor:
     frames, mask = batch
-    return mask_loss(model(frames, mask[:, :1].float()), mask)
+    assert isinstance(model, LCM)
+    carried: list[Tensor] = []
+    probs = model.propagate(frames, mask[:, :1].float(), carried=carried)
+    return mask_loss(probs, mask) + matching_loss(torch.stack(carried, dim=1), mask)
 
 
 def _rng(seed: int, stage: int) -> torch.Generator:
