@@ -6,6 +6,8 @@ iterations of Sinkhorn with its argmax, as SwAV assigns. Last: the exact optimum
 against HiGHS over all of them.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -31,7 +33,7 @@ def main() -> None:
     def online() -> None:
         kmeans.update(x, kmeans.assign(x))
 
-    seconds = fastest(
+    seconds = settled(
         bare=lambda: (x @ centers.T).argmax(dim=1),
         online=online,
         sinkhorn=lambda: coke.sinkhorn(x @ centers.T).argmax(dim=1),
@@ -50,10 +52,19 @@ def main() -> None:
     report("exact optimum, N = 2,000: all pairs / few", seconds["all"] / seconds["few"])
 
 
-def fastest(block: int = 4, blocks: int = 10, **steps) -> pd.DataFrame:
-    """Seconds; each sample is the fastest of a few rounds, which leaves out what others cost."""
-    seconds = race(rounds=block * blocks, warmup=3, **steps)
-    return seconds.groupby(seconds.index // block).min()
+def settled(block: int = 4, blocks: int = 10, **steps: Callable[[], object]) -> pd.DataFrame:
+    """Seconds of each step as in a run of its own, the fastest of a block; blocks take turns.
+
+    In turn one by one, a step would pay for the memory that the step before it gave back.
+    """
+    rows = [
+        {
+            name: race(rounds=block, warmup=2, **{name: step})[name].min()
+            for name, step in steps.items()
+        }
+        for _ in range(blocks)
+    ]
+    return pd.DataFrame(rows)
 
 
 def whole_program(scores: np.ndarray, low: np.ndarray) -> float:

@@ -13,7 +13,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["TQDM_DISABLE"] = "1"
 
 # Shapes and types of every annotated function of these packages are checked while testing.
-CHECKED = ["runtime", "learn", "data", "optimization", "supervision", "representation", "search"]
+CHECKED = ["runtime", "learn", "data"]
+CHECKED += ["optimization", "supervision", "representation", "scenes", "search"]
 install_import_hook([f"toolkit.{name}" for name in CHECKED], "tests.shapes.check")
 
 ROOT = Path(__file__).parents[1]

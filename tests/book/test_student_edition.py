@@ -9,9 +9,8 @@ from toolkit.course.release import exercises
 from toolkit.press.build import STUDENT_SITE, build
 
 
-@pytest.fixture(scope="module")
-def site():
-    """Every text file of the student's site."""
+def student_site():
+    """Build it; every text file by its path."""
     build(edition="student")
     kinds = {".html", ".js", ".ipynb", ".txt"}
     files = [path for path in STUDENT_SITE.rglob("*") if path.suffix in kinds]
@@ -32,7 +31,12 @@ def secret_lines(notebook):
 
 
 @pytest.mark.slow
-def test_no_solution_and_no_hidden_line_stands_in_it(site):
+def test_it_shows_where_to_write_and_holds_no_solution_and_no_hidden_line():
+    """One test, so that the site is built once, by one worker."""
+    site = student_site()
+    for slug in exercises():
+        page = next(text for path, text in site.items() if path.name == f"{slug}_exercises.html")
+        assert "YOUR CODE HERE" in page
     pages = "\n".join(site.values())
     assert len(site) > 50
     for slug, path in exercises().items():
@@ -42,10 +46,3 @@ def test_no_solution_and_no_hidden_line_stands_in_it(site):
         for line in secret:
             forms = {line, html.escape(line), html.escape(line, quote=False)}
             assert line in chapter or not any(form in pages for form in forms), f"{slug}: {line}"
-
-
-@pytest.mark.slow
-def test_students_see_where_to_write(site):
-    for slug in exercises():
-        page = next(text for path, text in site.items() if path.name == f"{slug}_exercises.html")
-        assert "YOUR CODE HERE" in page

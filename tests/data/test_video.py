@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data import decode, encode_h264, load_clips, load_photos, read_compressed, video
+from toolkit.data import (
+    decode,
+    encode_h264,
+    load_clips,
+    load_photos,
+    motion_vectors,
+    read_compressed,
+    video,
+)
 from toolkit.data.motion_vectors import VECTOR, rasterize_mvs
 from toolkit.data.store import DataError
 
@@ -153,6 +161,37 @@ def test_rasters_equal_a_loop_over_cells(grid):
             ]
             assert bool(valid[time, row, column]) == bool(hit)
             assert tuple(mv[time, :, row, column].tolist()) == (hit[0] if hit else (0, 0))
+
+
+def test_h264s_own_blocks_and_the_general_way_give_the_same_bits(mp4):
+    """Also where blocks of 16 stick out of a frame whose sides are 12 and 20."""
+    rng = np.random.default_rng(5)
+    frames = [random_blocks(rng) for _ in range(2 * motion_vectors.CHUNK + 1)]
+    for height, width in ((56, 72), (64, 80), (52, 76)):
+        fast = rasterize_mvs(frames, height, width)
+        maps = motion_vectors.empty_maps(len(frames), height, width, 8)
+        every = np.concatenate(frames)
+        frame = np.repeat(np.arange(len(frames)), [len(some) for some in frames])
+        motion_vectors._fill_blocks(every, frame, 8, *maps)
+        for one, other in zip(fast, maps, strict=True):
+            assert one.numpy().tobytes() == other.tobytes()
+
+
+def test_vectors_in_other_units_or_sizes_take_the_general_way():
+    eighths = vectors_of((-1, 8, 8, 4, 4, 3, 0))
+    eighths["motion_scale"] = 8
+    assert rasterize_mvs([eighths], 8, 8)[0].flatten().tolist() == [-0.375, 0]
+    odd = vectors_of((-1, 4, 4, 6, 6, 4, 0), (-1, 8, 8, 12, 4, 4, 8))
+    mv, valid = rasterize_mvs([odd], 8, 16)
+    assert valid.tolist() == [[[True, True]]]
+    assert mv[0].tolist() == [[[-1, -1]], [[0, -2]]]
+
+
+def test_leaving_pictures_out_changes_no_vector(mp4):
+    with_rgb, without = read_compressed(mp4), read_compressed(mp4, rgb=False)
+    assert torch.equal(with_rgb.mv, without.mv)
+    assert torch.equal(with_rgb.valid, without.valid)
+    assert without.rgb is None
 
 
 def test_no_frames_make_empty_maps():

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from toolkit.data import cifar
 from toolkit.learn.distributed import launch
 from toolkit.optimization import multipass_sgd as mp
 from toolkit.optimization.multipass_sgd import network, scale, sgd, study
@@ -539,7 +540,7 @@ def write_cifar(folder, classes=10, images=8):
     """Random bytes in CIFAR's binary layout."""
     rng = np.random.default_rng(0)
     labels = 1 if classes == 10 else 2
-    for names in scale.FILES[classes]:
+    for names in cifar.FILES[classes]:
         for name in names:
             rows = rng.integers(0, 256, (images, labels + 3072), dtype=np.uint8)
             rows[:, :labels] %= classes
@@ -575,7 +576,7 @@ def test_shares_of_a_batch_weigh_up_to_its_mean(chunk, size, monkeypatch):
     """Averaged over processes, the weighted means equal the mean over the global batch."""
     recipe = replace(SMOKE, batch=ceil(chunk / size))
     images = torch.arange(chunk, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
-    data = scale.Cifar(images, torch.arange(chunk), images, torch.arange(chunk))
+    data = cifar.Cifar(images, torch.arange(chunk), images, torch.arange(chunk))
     total, seen = 0.0, []
     for rank in range(size):
         monkeypatch.setattr(scale, "world", lambda rank=rank: (rank, size))
@@ -590,7 +591,7 @@ def test_shares_of_a_batch_weigh_up_to_its_mean(chunk, size, monkeypatch):
 def test_cifar_100_reads_the_fine_label(tmp_path):
     write_cifar(tmp_path, classes=100, images=3)
     raw = np.fromfile(tmp_path / "train.bin", np.uint8).reshape(3, 3074)
-    data = scale.load_cifar(100, str(tmp_path), CPU)
+    data = cifar.load_cifar(100, str(tmp_path), CPU)
     assert data.train_labels.tolist() == raw[:, 1].tolist()
     assert (data.train_images.flatten(1).numpy() == raw[:, 2:]).all()
 
@@ -603,6 +604,6 @@ def test_missing_or_damaged_cifar_is_named(tmp_path):
     with pytest.raises(ValueError, match="no binary file"):
         mp.experiment(replace(SMOKE, folder=str(tmp_path)), 0, CPU)
     with pytest.raises(ValueError, match="10 or 100"):
-        scale.load_cifar(20, str(tmp_path), CPU)
+        cifar.load_cifar(20, str(tmp_path), CPU)
     with pytest.raises(ValueError, match="squared or cross_entropy"):
         mp.experiment(replace(SMOKE, arms=("hinge",)), 0, CPU)

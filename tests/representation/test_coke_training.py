@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolkit.data.images import FASHION_CLASSES, LabelledImages
 from toolkit.learn.distributed import launch, world
 from toolkit.learn.loop import fit
 from toolkit.representation import coke
-from toolkit.representation.coke import scale, training
+from toolkit.representation.coke import clustering, labels, scale, training
 
 CPU = torch.device("cpu")
 TINY = coke.Recipe(
@@ -201,6 +202,49 @@ def test_averaging_turns_targets_soft_and_starts_from_the_stored_labels():
     assert mixed.any()
 
 
+class Waits(TorchDispatchMode):
+    """Notes the operations for which a device would have to catch up with the program."""
+
+    names = ("_local_scalar_dense", "nonzero", "unique", "bincount", "equal", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.names):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("arm", ["one_view", "averaged", "two_views"])
+def test_no_step_waits_for_a_device(arm, monkeypatch):
+    for module in (clustering, labels):
+        monkeypatch.setattr(module, "on_host", lambda x: False)
+    kept, net = clusters(), linear_network()
+    objective = coke.TwoViews(kept, 0.1) if arm == "two_views" else coke.SingleView(kept, 0.1)
+    batch = torch.arange(10), *[torch.randn(10, 12) for _ in range(1 + (arm == "two_views"))]
+    objective(net, batch)
+    objective.end_epoch()
+    if arm == "averaged":
+        kept.start_averaging()
+    with Waits() as waits:
+        objective(net, batch).backward()
+    assert not waits.seen
+    with Waits() as waits:
+        objective.end_epoch()
+    assert waits.seen  # the net above does catch what it is for
+
+
+def test_a_network_that_diverged_is_found_at_the_end_of_the_epoch(monkeypatch):
+    monkeypatch.setattr(clustering, "on_host", lambda x: False)
+    kept = clusters()
+    x = torch.full((3, 8), torch.nan)
+    kept.kmeans.update(x, torch.zeros(3, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="diverged"):
+        kept.end_epoch()
+
+
 def test_state_of_clusters_is_no_module_buffer():
     net = linear_network()
     names = [name for name, _ in net.named_buffers()]
@@ -241,10 +285,25 @@ def test_weights_stay_and_statistics_move_in_epoch_zero(monkeypatch):
     assert all(not torch.equal(before[name], states[0][name]) for name in statistics)
 
 
+@pytest.mark.usefixtures("_fashion")
+def test_a_short_last_batch_is_left_out_and_its_images_do_not_count():
+    recipe, known = replace(TINY, batch=25, epochs=2), []
+    task = coke.fashion_task(recipe, 0, CPU)
+
+    def watch(model, kept):
+        labelled = int((kept.store.labels[:, 0, 0] >= 0).sum())
+        known.append((labelled, coke.cluster_metrics(kept, task.y)["smallest"]))
+        return {}
+
+    coke.pretrain(recipe, "coke", task, 0, CPU, watch)
+    assert known[0][0] == 50  # of 60: two batches of 25
+    assert 0 <= known[0][1] <= 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_fashion")
 def test_every_arm_runs_and_repeats():
-    recipe = replace(TINY, arms=coke.ARMS)
+    recipe = replace(TINY, arms=coke.ARMS, lr=0.2)
     first, again = coke.experiment(recipe, 1, CPU), coke.experiment(recipe, 1, CPU)
     assert first == pytest.approx(again, nan_ok=True)
     for arm in coke.ARMS:
@@ -284,14 +343,36 @@ def test_rivals_are_tuned_on_images_that_no_verdict_and_no_training_sees(monkeyp
         first = (images[:, 0, 0, 0] * 255).round() * 256
         return set((first + (images[:, 0, 1, 1] * 255).round()).int().tolist())
 
-    recipe = coke.tuning_grid("sinkhorn", TINY)[0]
+    recipe = replace(TINY, validation=True)
     tuned, judged = (coke.fashion_task(r, 0, CPU) for r in (recipe, TINY))
     assert numbers(tuned.x) == numbers(judged.x)
     assert not numbers(tuned.test_x) & numbers(tuned.x)
     assert max(numbers(tuned.test_x)) < 400 <= min(numbers(judged.test_x))
-    assert [r.epsilon for r in coke.tuning_grid("sinkhorn", TINY)] == [0.02, 0.05, 0.1]
+
+
+@pytest.mark.parametrize("arm", coke.RATES)
+def test_every_arm_takes_its_own_rate_from_inside_one_grid(arm):
+    grid = coke.tuning_grid(arm)
+    assert all(recipe.arms == (arm,) and recipe.validation for recipe in grid)
+    assert [recipe.rate(arm) for recipe in grid] == list(coke.TRIED)
+    assert min(coke.TRIED) < replace(TINY, lr=0.0).rate(arm) < max(coke.TRIED)
+    assert replace(TINY, lr=0.7).rate(arm) == 0.7
+
+
+def test_a_rivals_own_number_and_the_rates_of_the_long_tail_lie_inside_their_grids():
+    for arm, (name, values) in coke.OWN.items():
+        grid = coke.tuning_grid(arm, own=True)
+        assert [getattr(recipe, name) for recipe in grid] == list(values)
+        assert len({recipe.rate(arm) for recipe in grid}) == 1
+        assert min(values) < getattr(TINY, name) < max(values)
+    for arm, rate in coke.TAIL_RATES.items():
+        assert min(coke.TRIED) < rate < max(coke.TRIED)
+        assert all(recipe.tail < 1 for recipe in coke.tuning_grid(arm, tail=0.7))
+        assert replace(TINY, tail=0.7, bank=4).rate(arm) == rate
     with pytest.raises(ValueError, match="tuned"):
-        coke.tuning_grid("coke", TINY)
+        coke.tuning_grid("random")
+    with pytest.raises(ValueError, match="tuned"):
+        coke.tuning_grid("coke", own=True)
 
 
 @pytest.mark.usefixtures("_fashion")
@@ -302,6 +383,20 @@ def test_label_lag_follows_some_images():
     assert 0 <= lag.churn[1] <= 1
     with pytest.raises(ValueError, match="no clusters"):
         coke.label_lag(TINY, "random", 0, CPU)
+
+
+def test_views_are_the_crops_of_an_affine_grid():
+    x = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    draw = torch.rand(5, 6, generator=torch.Generator().manual_seed(3))
+    zoom, side = (0.55 + 0.45 * draw[0]).sqrt(), torch.where(draw[1] < 0.5, -1.0, 1.0)
+    theta = torch.zeros(6, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = side * zoom, zoom
+    theta[:, :, 2] = (1 - zoom[:, None]) * (2 * draw[2:4].T - 1)
+    grid = F.affine_grid(theta, [6, 1, 28, 28], align_corners=False)
+    wanted = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    wanted = wanted * (0.8 + 0.4 * draw[4])[:, None, None, None]
+    found = coke.views(x, torch.Generator().manual_seed(3))
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_views_crop_within_the_image_and_repeat():

@@ -111,6 +111,16 @@ def test_flicker_is_laid_before_the_mask():
     assert calm[labels == 8].var(dim=2).max() == 0
 
 
+def test_sub_pixel_clips_show_the_same_classes_between_pixels():
+    """Same draws, same labels; a frame moves by less than a pixel more or less."""
+    whole, labels = pretext.mosi_batch(TINY, "masked", rng(), CPU)
+    between, same = pretext.mosi_batch(TINY, "subpixel", rng(), CPU)
+    assert torch.equal(labels, same)
+    rest = labels == 8
+    assert torch.allclose(whole[rest], between[rest], atol=1e-6)
+    assert 0 < (whole - between).abs()[~rest].mean() < 0.1
+
+
 def test_stills_never_come_from_a_video():
     photos, frames = pretext.sources(TINY, "stills"), pretext.sources(TINY, "masked")
     assert torch.equal(photos, mosi.photograph_stills())
@@ -225,7 +235,14 @@ def test_one_seed_measures_all_arms_and_repeats():
     first = mosi.experiment(recipe, 0, CPU)
     pretext._pretrained.cache_clear()
     assert mosi.experiment(recipe, 0, CPU) == first
-    for name in ("masked/real", "random/hit_easy", "masked/shuffled_pair_easy", "masked/probe"):
+    assert math.isclose(first["scratch/tuned"], first["scratch/tuned_easy_2"], abs_tol=1e-6)
+    for name in (
+        "masked/real",
+        "masked/resampled",
+        "random/hit_easy",
+        "masked/shuffled_pair_easy",
+        "masked/probe",
+    ):
         assert 0 <= first[name] <= 1
     cells = [value for name, value in first.items() if name.startswith("scratch/tuned_easy_2@")]
     assert len(cells) == 15
@@ -233,7 +250,7 @@ def test_one_seed_measures_all_arms_and_repeats():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["stills", "flicker", "shuffled", "pace", "separate"])
+@pytest.mark.parametrize("arm", ["stills", "flicker", "subpixel", "shuffled", "pace", "separate"])
 def test_every_arm_learns_without_failing(arm):
     model = mosi.pretrain_mosi(TINY, arm, 0, CPU)
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -252,6 +269,8 @@ def test_the_unmasked_pretext_is_learnt_in_sixty_steps_and_needs_order():
 def test_studies_and_bad_recipes():
     assert set(mosi.studies("full")) == {"main", "few_unmasked", "blind", "peers", "variants"}
     assert mosi.PROFILES["full"].seeds == 5
+    assert mosi.PROFILES["full"].steps == 200
+    assert {study.seeds for study in mosi.studies("full").values()} == {3, 5}
     with pytest.raises(ValueError, match="quick or full"):
         mosi.studies("paper")
     for change, message in (

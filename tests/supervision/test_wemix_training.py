@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from toolkit.data import cifar
 from toolkit.data.emoji_shop import EmojiShop, ShopQueries
 from toolkit.learn.distributed import launch
 from toolkit.runtime import TUNING_SEEDS
@@ -276,9 +277,9 @@ SMOKE = wemix.PaperRecipe(
 def write_cifar(folder, name="cifar10", count=8):
     """Random bytes in CIFAR's binary layout."""
     rng = np.random.default_rng(0)
-    classes, _, train = scale.CIFAR[name]
+    classes = scale.CIFAR[name]
     labels = 1 if classes == 10 else 2
-    for file in (*train, scale.CIFAR_TEST[name]):
+    for file in (file for names in cifar.FILES[classes] for file in names):
         rows = rng.integers(0, 256, (count, labels + 3072), dtype=np.uint8)
         rows[:, :labels] %= classes
         rows.tofile(folder / file)

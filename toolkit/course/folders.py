@@ -44,6 +44,10 @@ c.GenerateFeedback.preprocessors = [
 """
 
 
+class NotConverted(ValueError):
+    """nbgrader could not do its part; the message says which."""
+
+
 @dataclass(frozen=True)
 class Course:
     """The folders of one course."""
@@ -84,6 +88,29 @@ class Course:
 
         self.configure()
         return PyFileConfigLoader("nbgrader_config.py", path=str(self.home)).load_config()
+
+    def convert(self, kind: str, slug: str) -> None:
+        """Run one of nbgrader's converters over all of a notebook, as its own commands would.
+
+        Args:
+            kind: `"GenerateAssignment"`, `"Autograde"` or `"GenerateFeedback"`.
+            slug: the notebook.
+
+        Raises:
+            NotConverted: if nbgrader gives up.
+        """
+        from nbgrader import converters
+        from nbgrader.coursedir import CourseDirectory
+
+        config = self.nbgrader_config()
+        config.CourseDirectory.assignment_id = slug
+        directory = CourseDirectory(config=config)
+        converter = getattr(converters, kind)(coursedir=directory, config=config)
+        converter.force = True
+        try:
+            converter.start()
+        except (converters.base.NbGraderException, SystemExit) as error:
+            raise NotConverted(f"nbgrader's {kind} gives up on {slug}: {error}") from error
 
     def require_released(self, slug: str) -> None:
         """Raise `FileNotFoundError` that names the command if students cannot have it yet."""

@@ -84,7 +84,7 @@ def grade(
             points[slug][student] = sum(job.result().points.values())
             progress(done, len(todo), f"{slug} of {student}")
     for slug in slugs:
-        _take_over(course, slug)
+        course.convert("Autograde", slug)
     return points
 
 
@@ -124,23 +124,6 @@ class SandboxedExecute(NbGraderPreprocessor):
             cell.metadata.pop("added", None)
         nb.metadata["remarks"] = list(outcome.remarks)
         return nb, resources
-
-
-def _take_over(course: Course, slug: str) -> None:
-    """Nbgrader's own `autograde`, with `SandboxedExecute` from the course's configuration."""
-    from nbgrader.converters import Autograde
-    from nbgrader.converters.base import NbGraderException
-    from nbgrader.coursedir import CourseDirectory
-
-    config = course.nbgrader_config()
-    config.CourseDirectory.assignment_id = slug
-    directory = CourseDirectory(config=config)
-    converter = Autograde(coursedir=directory, config=config)
-    converter.force = True
-    try:
-        converter.start()
-    except (NbGraderException, SystemExit) as error:
-        raise RuntimeError(f"nbgrader cannot take over the grades of {slug}: {error}") from error
 
 
 def judge(

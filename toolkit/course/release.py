@@ -37,7 +37,7 @@ def release(slugs: Sequence[str], course: Course) -> list[Path]:
     made = []
     for slug in slugs or known:
         write(course.source(slug), nbformat.writes(source(known[slug])))
-        _generate(course, slug)
+        course.convert("GenerateAssignment", slug)
         made.append(course.release(slug))
     return made
 
@@ -93,22 +93,6 @@ def _drawn(cell: NotebookNode) -> Iterator[str]:
     for output in cell.outputs:
         if "image/png" in output.get("data", {}):
             yield output.data["image/png"]
-
-
-def _generate(course: Course, slug: str) -> None:
-    """Nbgrader's own `generate_assignment`."""
-    from nbgrader.converters import GenerateAssignment
-    from nbgrader.converters.base import NbGraderException
-    from nbgrader.coursedir import CourseDirectory
-
-    config = course.nbgrader_config()
-    config.CourseDirectory.assignment_id = slug
-    converter = GenerateAssignment(coursedir=CourseDirectory(config=config), config=config)
-    converter.force = True
-    try:
-        converter.start()
-    except (NbGraderException, SystemExit) as error:
-        raise ValueError(f"nbgrader cannot release {slug}: {error}") from error
 
 
 def edition(notebook: NotebookNode, solutions: bool, page: bool = False) -> NotebookNode:

@@ -56,8 +56,10 @@ def report(slugs: Sequence[str], course: Course) -> list[Row]:
     rows = []
     for slug in slugs:
         course.require_released(slug)
-        rows += _rows(course, slug)
-        _feedback(course, slug)
+        own = _rows(course, slug)
+        rows += own
+        if own:
+            course.convert("GenerateFeedback", slug)
     if not rows:
         raise FileNotFoundError("nothing is graded yet; run: toolkit course grade")
     place = course.home / "reports"
@@ -170,22 +172,6 @@ def _rows(course: Course, slug: str) -> list[Row]:
 def _origin(course: Course, student: str, slug: str) -> dict:
     path = course.submitted(student, slug).with_name("origin.json")
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
-
-
-def _feedback(course: Course, slug: str) -> None:
-    """Nbgrader's own `generate_feedback`, without hidden tests."""
-    from nbgrader.converters import GenerateFeedback
-    from nbgrader.converters.base import NbGraderException
-    from nbgrader.coursedir import CourseDirectory
-
-    config = course.nbgrader_config()
-    config.CourseDirectory.assignment_id = slug
-    converter = GenerateFeedback(coursedir=CourseDirectory(config=config), config=config)
-    converter.force = True
-    try:
-        converter.start()
-    except (NbGraderException, SystemExit) as error:
-        raise FileNotFoundError(f"no feedback for {slug}: {error}") from error
 
 
 def _csv(head: list[str], lines: list[list[str]]) -> str:

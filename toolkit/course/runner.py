@@ -9,6 +9,9 @@ need.
 Before a test, the copy compares everything that tests rely on (`builtins`, NumPy, torch, the
 toolkit …) with how it was before the first answer, and refuses values whose class an answer has
 made, so that neither a replaced `allclose` nor an object that equals everything passes.
+
+What this does not stop: for the length of one test, answer and test share an interpreter. An answer
+that walks the interpreter's frames while a test calls it could read that test, or forge its end.
 """
 
 import ast

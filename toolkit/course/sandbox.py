@@ -10,7 +10,6 @@ The program inside talks through its standard input and output, a line at a time
 import contextlib
 import json
 import os
-import resource
 import selectors
 import signal
 import subprocess
@@ -217,14 +216,3 @@ def _python() -> list[Path]:
     places = [Path(place) for place in SYSTEM] + [Path(sys.base_prefix), Path(sys.prefix)]
     real = Path(os.path.realpath(sys.executable)).parents[1]
     return [place for place in dict.fromkeys([*places, real]) if place.exists()]
-
-
-def memory_limit() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def spent() -> float:
-    """Processor seconds of the sandboxes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

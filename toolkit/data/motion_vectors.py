@@ -29,6 +29,11 @@ VECTOR = np.dtype(
 )
 """FFmpeg's `AVMotionVector`: `dst` is the middle of the block, `source` < 0 is an earlier frame."""
 
+_MOTION, _NONE = 3, np.iinfo(np.int64).min
+"""The word with both components of the motion, and what stands for "no vector"."""
+CHUNK = 16
+"""Frames at a time: their vectors stay in the processor's cache."""
+
 
 def rasterize_mvs(
     vectors: Sequence[np.ndarray], height: int, width: int, grid: int = 8
@@ -51,25 +56,113 @@ def rasterize_mvs(
     Raises:
         ValueError: if `grid` is not positive.
     """
+    mv, valid = empty_maps(len(vectors), height, width, grid)
+    for begin in range(0, len(vectors), CHUNK):
+        some = slice(begin, begin + CHUNK)
+        fill_maps(vectors[some], grid, mv[some], valid[some])
+    return torch.from_numpy(mv), torch.from_numpy(valid)
+
+
+def empty_maps(
+    time: int, height: int, width: int, grid: int
+) -> tuple[Float32[np.ndarray, "time 2 rows columns"], Bool[np.ndarray, "time rows columns"]]:
+    """Maps without any motion. Raises as `rasterize_mvs`."""
     if grid < 1:
         raise ValueError(f"grid must be at least 1 pixel, got {grid}")
     rows, columns = -(-height // grid), -(-width // grid)
-    mv = np.zeros((len(vectors) * rows * columns, 2), np.float32)
-    valid = np.zeros(len(mv), bool)
-    every = np.concatenate(vectors) if len(vectors) else np.empty(0, VECTOR)
-    if len(every):
-        frame = np.repeat(np.arange(len(vectors)), [len(some) for some in vectors])
-        top, bottom = _cells(every["dst_y"], every["h"], rows, grid)
-        left, right = _cells(every["dst_x"], every["w"], columns, grid)
-        motion = _forward(every)
-        for down in range(int((bottom - top).max())):
-            for across in range(int((right - left).max())):
-                here = np.flatnonzero((top + down < bottom) & (left + across < right))
-                cell = (frame[here] * rows + top[here] + down) * columns + left[here] + across
-                mv[cell], valid[cell] = motion[here], True
-    shape = (len(vectors), rows, columns)
-    maps = torch.from_numpy(mv.reshape(*shape, 2)).movedim(3, 1).contiguous()
-    return maps, torch.from_numpy(valid.reshape(shape))
+    return np.zeros((time, 2, rows, columns), np.float32), np.zeros((time, rows, columns), bool)
+
+
+def fill_maps(
+    vectors: Sequence[np.ndarray],
+    grid: int,
+    mv: Float32[np.ndarray, "time 2 rows columns"],
+    valid: Bool[np.ndarray, "time rows columns"],
+) -> None:
+    """Write the vectors of some frames into their empty maps, see `rasterize_mvs`."""
+    every = np.concatenate([_words(some) for some in vectors]).view(VECTOR)[:, 0]
+    if not len(every):
+        return
+    frame = np.repeat(np.arange(len(vectors)), [len(some) for some in vectors])
+    if grid == 8 and (place := _on_grid_of_eight(every, valid.shape[1:])):
+        _fill_eights(every, frame, *place, mv, valid)
+    else:
+        _fill_blocks(every, frame, grid, mv, valid)
+
+
+def chosen(vectors: np.ndarray, which: Bool[np.ndarray, "n"]) -> np.ndarray:
+    """Some of the vectors."""
+    return _words(vectors)[which].view(VECTOR)[:, 0]
+
+
+def _words(vectors: np.ndarray) -> np.ndarray:
+    """Vectors as rows of five plain words, which NumPy copies much faster than such records."""
+    return np.ascontiguousarray(vectors).view(np.int64).reshape(-1, VECTOR.itemsize // 8)
+
+
+def _on_grid_of_eight(
+    vectors: np.ndarray, cells: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+    """Row, column, and whether two rows, two columns; None unless H.264 could have made them."""
+    place: list[np.ndarray] = []
+    twice: list[np.ndarray] = []
+    for middle, side, count in zip(("dst_y", "dst_x"), ("h", "w"), cells, strict=True):
+        size = vectors[side].astype(np.int16)
+        start, double = vectors[middle] - size // 2, size == 16
+        if ((size != 8) & ~double).any() or (start & 7).any():
+            return None
+        if start.min() < 0 or start.max() >= 8 * count:
+            return None
+        place.append(start >> 3)
+        twice.append(double)
+    if (vectors["motion_scale"] != 4).any():
+        return None
+    return place[0], place[1], twice[0], twice[1]
+
+
+def _fill_eights(
+    vectors: np.ndarray,
+    frame: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    tall: np.ndarray,
+    wide: np.ndarray,
+    mv: np.ndarray,
+    valid: np.ndarray,
+) -> None:
+    """One write for both components, a row and a column of spare cells for what sticks out."""
+    time, rows, columns = valid.shape
+    cells = np.full((time, rows + 1, columns + 1), _NONE)
+    flat = cells.reshape(-1)
+    first = (frame * (rows + 1) + row) * (columns + 1) + column
+    motion = np.ascontiguousarray(_words(vectors)[:, _MOTION])
+    flat[first] = motion
+    right, below = np.flatnonzero(wide), np.flatnonzero(tall)
+    both = right[tall[right]]
+    flat[first[right] + 1] = motion[right]
+    flat[first[below] + columns + 1] = motion[below]
+    flat[first[both] + columns + 2] = motion[both]
+    shown = cells[:, :-1, :-1]
+    np.not_equal(shown, _NONE, out=valid)
+    steps = np.where(valid, shown, 0).view(np.int32).reshape(*valid.shape, 2)
+    np.negative(steps, out=steps)
+    mv[:] = steps.transpose(0, 3, 1, 2)
+    mv *= np.float32(0.25)
+
+
+def _fill_blocks(
+    vectors: np.ndarray, frame: np.ndarray, grid: int, mv: np.ndarray, valid: np.ndarray
+) -> None:
+    """Blocks of any size and place, on any grid."""
+    _, rows, columns = valid.shape
+    top, bottom = _cells(vectors["dst_y"], vectors["h"], rows, grid)
+    left, right = _cells(vectors["dst_x"], vectors["w"], columns, grid)
+    motion = _forward(vectors)
+    for down in range(int((bottom - top).max())):
+        for across in range(int((right - left).max())):
+            here = np.flatnonzero((top + down < bottom) & (left + across < right))
+            cell = frame[here], top[here] + down, left[here] + across
+            mv[cell[0], :, cell[1], cell[2]], valid[cell] = motion[here], True
 
 
 def _cells(

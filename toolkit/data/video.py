@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-from toolkit.data.motion_vectors import VECTOR, rasterize_mvs
+from toolkit.data.motion_vectors import CHUNK, VECTOR, chosen, empty_maps, fill_maps
 from toolkit.data.store import DataError
 
 ENCODING: dict[str, Any] = {
@@ -140,25 +140,30 @@ def read_compressed(
             this module's limits, or points to later frames where that is refused.
     """
     _check_reading(grid, refs, size)
-    with _opened(source, mvs) as (container, stream):
+    with _opened(source, mvs, rgb) as (container, stream):
         height, width, fps = stream.height, stream.width, float(stream.average_rate or 0)
         pictures = _room_for(stream, size) if rgb else None
         convert = VideoReformatter()  # one for all frames: it makes its tables once
+        maps = empty_maps(stream.frames, height, width, grid) if mvs else None
         vectors, kinds, num_bytes = [], [], []
         for number, (frame, length) in enumerate(_frames(container, stream)):
             kinds.append(PictureType(frame.pict_type).name)
             num_bytes.append(length)
             if pictures is not None:
                 pictures[number] = _pixels(frame, convert, size)
-            if mvs:
+            if maps is not None:
                 vectors.append(_vectors(frame, refs))
-    mv, valid = rasterize_mvs(vectors, height, width, grid) if mvs else (None, None)
+                if len(vectors) == CHUNK or number + 1 == stream.frames:
+                    now = slice(number + 1 - len(vectors), number + 1)
+                    fill_maps(vectors, grid, maps[0][now], maps[1][now])
+                    vectors = []
+    mv, valid = (torch.from_numpy(part) for part in maps) if maps else (None, None)
     shown = None if pictures is None else torch.from_numpy(pictures).permute(0, 3, 1, 2)
     return CompressedClip(shown, mv, valid, tuple(kinds), torch.tensor(num_bytes), fps)
 
 
 @contextmanager
-def _opened(source: bytes | str | Path, mvs: bool) -> Iterator[tuple[Any, Any]]:
+def _opened(source: bytes | str | Path, mvs: bool, rgb: bool = True) -> Iterator[tuple[Any, Any]]:
     """Open the video stream of a file within the limits; whatever FFmpeg says is a `DataError`."""
     if not isinstance(source, bytes):
         _check_limit("bytes", Path(source).stat().st_size, MAX_FILE)
@@ -178,6 +183,8 @@ def _opened(source: bytes | str | Path, mvs: bool) -> Iterator[tuple[Any, Any]]:
             context = stream.codec_context
             context.thread_count = 1
             context.options = {"err_detect": "explode", "max_pixels": str(2 * MAX_PIXELS)}
+            if not rgb:  # nobody looks at the pictures: leave their block borders alone
+                context.options |= {"skip_loop_filter": "all"}
             context.flags2 |= Flags2.export_mvs if mvs else 0
             yield container, stream
     except av.FFmpegError as error:
@@ -214,7 +221,7 @@ def _vectors(frame: Any, refs: str) -> np.ndarray:
     found = frame.side_data.get("MOTION_VECTORS")
     if found is None:
         return np.empty(0, VECTOR)
-    vectors = np.frombuffer(bytes(found), VECTOR)  # a copy: the frame's memory is used again
+    vectors = np.frombuffer(bytes(found), VECTOR)  # a copy: a view would keep the frame alive
     past = vectors["source"] < 0
     if past.all():
         return vectors
@@ -223,7 +230,7 @@ def _vectors(frame: Any, refs: str) -> np.ndarray:
             f"{int((~past).sum())} vectors of a frame point to a later one; "
             'refs="drop-future" leaves them out'
         )
-    return vectors[past]
+    return chosen(vectors, past)
 
 
 def _pixels(frame: Any, convert: VideoReformatter, size: tuple[int, int] | None) -> np.ndarray:

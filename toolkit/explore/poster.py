@@ -13,6 +13,8 @@ import numpy as np
 from .figures import COLOURS, theme
 
 WIDTH = 720  # pixels
+LEFT, RIGHT = 0.09, 0.97  # of the panels, in widths of the page
+SYMBOLS = {"square": "s", "diamond": "D", "cross": "P", "x": "X", "line-ew": "_", "line-ns": "|"}
 GREY = "#787878"  # about equal contrast on white and on black
 
 
@@ -41,6 +43,7 @@ def poster(state: dict[str, Any], height: int) -> bytes:
         draw(panels[pair], trace, COLOURS[number % len(COLOURS)])
     for (x, y), axes in panels.items():
         _finish(axes, layout, x, y)
+    _make_room(page, list(panels.values()))
     _pictures(panels, layout)
     buffer = io.BytesIO()
     page.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
@@ -51,7 +54,7 @@ def _panel(page: Any, layout: dict, x: str, y: str) -> Any:
     """Axes in the place that plotly's two domains give them."""
     x0, x1 = _axis(layout, x).get("domain", [0, 1])
     y0, y1 = _axis(layout, y).get("domain", [0, 1])
-    left, bottom, width, height = 0.09, 0.13, 0.88, 0.76
+    left, bottom, width, height = LEFT, 0.13, RIGHT - LEFT, 0.76
     box = (left + width * x0, bottom + height * y0, width * (x1 - x0), height * (y1 - y0))
     axes = page.add_axes(box)
     axes.patch.set_alpha(0)
@@ -60,6 +63,19 @@ def _panel(page: Any, layout: dict, x: str, y: str) -> Any:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(GREY)
     return axes
+
+
+def _make_room(page: Any, panels: list[Any]) -> None:
+    """Narrow the panels from the left until long names of categories are on the page."""
+    renderer = page.canvas.get_renderer()
+    least = min((axes.get_tightbbox(renderer).x0 for axes in panels), default=0.0)
+    if least >= 0:
+        return
+    share = 1 - (4 - least) / WIDTH / (RIGHT - LEFT)
+    for axes in panels:
+        box = axes.get_position()
+        left = RIGHT - (RIGHT - box.x0) * share
+        axes.set_position((left, box.y0, box.width * share, box.height))
 
 
 def _axis(layout: dict, name: str) -> dict:
@@ -111,6 +127,8 @@ def _scatter(axes: Any, trace: dict, colour: str) -> None:
     points = _colour(marker.get("color"), stroke)
     dashes = {"dash": "--", "dot": ":", "dashdot": "-."}.get(line.get("dash", ""), "-")
     size = marker.get("size", 6)
+    symbol = SYMBOLS.get(str(marker.get("symbol", "")).removesuffix("-open"), "o")
+    is_stroke = symbol in "_|"
     named = trace.get("name") if trace.get("showlegend", True) else None
     if trace.get("fill") in ("tozeroy", "toself", "tonexty") and len(y):
         tint = _colour(trace.get("fillcolor"), colour)
@@ -127,10 +145,11 @@ def _scatter(axes: Any, trace: dict, colour: str) -> None:
         linestyle=dashes if "lines" in mode else "none",
         color=stroke,
         linewidth=line.get("width", 2) * 0.7,
-        marker="o" if "markers" in mode else "",
+        marker=symbol if "markers" in mode else "",
         markersize=0.7 * (size if isinstance(size, (int, float)) else 6),
         markerfacecolor=points,
-        markeredgecolor="none",
+        markeredgecolor=points if is_stroke else "none",
+        markeredgewidth=marker.get("line", {}).get("width", 1) if is_stroke else 1,
         alpha=trace.get("opacity", 1),
         label=_text(named) if named else None,
         drawstyle={"hv": "steps-post", "vh": "steps-pre", "hvh": "steps-mid"}.get(

@@ -74,7 +74,7 @@ def is_box(boxes: Float[Tensor, "*batch 4"]) -> Bool[Tensor, "*batch"]:
 
 
 def pairwise_iou(
-    boxes: Float[Tensor, "*batch objects 4"], priors: Float[Tensor, "*batch priors 4"]
+    boxes: Float[Tensor, "*#batch objects 4"], priors: Float[Tensor, "*#batch priors 4"]
 ) -> Float[Tensor, "*batch objects priors"]:
     """IoU of every box with every prior, in batches; 0 for padding, and for two empty boxes.
 

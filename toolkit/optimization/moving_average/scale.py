@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import densenet121
 
+from toolkit.data.cifar import Cifar, load_cifar
 from toolkit.learn.augment import random_affine
 from toolkit.learn.distributed import world
+from toolkit.learn.resnet import cifar_resnet18
 from toolkit.learn.torchrun import average_buffers, torchrun_group
 from toolkit.optimization.moving_average.adam_family import AdamFamily
 from toolkit.optimization.moving_average.auc import AUCMinMaxLoss
@@ -25,11 +27,6 @@ from toolkit.optimization.moving_average.molecules import (
     load_molecules,
 )
 from toolkit.optimization.moving_average.recipe import Recipe
-from toolkit.optimization.multipass_sgd.scale import (
-    Cifar,
-    cifar_resnet18,
-    load_cifar,
-)
 
 TASKS = {
     "cifar": ("raised", "constant"),

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,21 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from torchvision.models import resnet18
 
-from toolkit.data.store import root
+from toolkit.data.cifar import Cifar, load_cifar
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import fit, predict, warmup_cosine
+from toolkit.learn.resnet import cifar_resnet18
 from toolkit.learn.torchrun import average_buffers, torchrun_group
 from toolkit.optimization.multipass_sgd.study import Recipe, Tuned, choose_steps, doublings
 from toolkit.optimization.multipass_sgd.theory import effective_reuse
 from toolkit.runtime import TUNING_SEEDS
-
-FILES = {
-    10: ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
-    100: (["train.bin"], ["test.bin"]),
-}
-ARCHIVES = {10: "cifar-10-batches-bin", 100: "cifar-100-binary"}
 
 
 @dataclass(frozen=True)
@@ -83,58 +75,6 @@ def run_cifar(
                     results[f"{name}/risk@{x}"], results[f"{name}/error@{x}"] = np.array(scores).T
             results |= _reuse(recipe, loss, results)
     return results
-
-
-def cifar_resnet18(classes: int) -> nn.Module:
-    """ResNet-18 for 32×32 images: a 3×3 stem without pooling."""
-    model = resnet18(num_classes=classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
-
-
-@dataclass(frozen=True, eq=False)
-class Cifar:
-    """All of CIFAR on one device."""
-
-    train_images: UInt8[Tensor, "n 3 32 32"]
-    train_labels: Tensor
-    test_images: UInt8[Tensor, "m 3 32 32"]
-    test_labels: Tensor
-
-
-@lru_cache(maxsize=1)
-def load_cifar(classes: int, folder: str, device: torch.device) -> Cifar:
-    """Read the binary version of CIFAR-10 or CIFAR-100.
-
-    Raises:
-        ValueError: if `classes` is neither 10 nor 100, or a file has a wrong length.
-        FileNotFoundError: naming the folder and the archive to unpack there.
-    """
-    if classes not in FILES:
-        raise ValueError(f"classes must be 10 or 100, got {classes}")
-    place = Path(folder).expanduser() if folder else root() / ARCHIVES[classes]
-    parts = []
-    for names in FILES[classes]:
-        if missing := [name for name in names if not (place / name).is_file()]:
-            raise FileNotFoundError(
-                f"{place} lacks {', '.join(missing)}; unpack the binary version of "
-                f"CIFAR-{classes} ({ARCHIVES[classes]}) there, or name its folder with "
-                "--set folder=PATH"
-            )
-        blocks = [_read(place / name, classes) for name in names]
-        parts += [torch.cat(column).to(device) for column in zip(*blocks, strict=True)]
-    return Cifar(*parts)
-
-
-def _read(path: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """One file: rows of label bytes (coarse and fine for CIFAR-100) and 3,072 pixels."""
-    labels = 1 if classes == 10 else 2
-    raw = torch.from_numpy(np.fromfile(path, np.uint8))
-    if not len(raw) or len(raw) % (labels + 3072):
-        raise ValueError(f"{path} is no binary file of CIFAR-{classes}: {len(raw)} bytes")
-    rows = raw.view(-1, labels + 3072)
-    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1].long()
 
 
 def _budgets(recipe: CifarRecipe, loss: str) -> dict[str, dict[int, tuple[int, int]]]:

@@ -37,8 +37,11 @@ from toolkit.representation.coke.objective import (
 )
 from toolkit.representation.coke.recipe import (
     ARMS,
-    GRIDS,
+    OWN,
+    RATES,
     RATIOS,
+    TAIL_RATES,
+    TRIED,
     Recipe,
     small_studies,
     tuning_grid,
@@ -68,10 +71,13 @@ from toolkit.representation.coke.training import (
 __all__ = [
     "ARMS",
     "BLOB_CENTERS",
-    "GRIDS",
+    "OWN",
     "PROFILES",
+    "RATES",
     "RATIOS",
     "STREAMS",
+    "TAIL_RATES",
+    "TRIED",
     "Assignment",
     "Clusters",
     "CoKe",

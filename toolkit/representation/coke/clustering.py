@@ -10,6 +10,7 @@ that of the authors' public code.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -36,11 +37,12 @@ def dual_step(
         dual_lr: the step for one whole batch; one instance moves a price by η = dual_lr / b.
 
     Raises:
-        ValueError: for an empty batch, a ratio outside [0, 1] or a step that is not positive.
+        ValueError: for a ratio outside [0, 1], a step that is not positive or, on the CPU, an
+            empty batch (elsewhere its prices become NaN: a check would stop the device).
     """
     _check_dual(ratio, dual_lr)
     batch = counts.sum(-1, keepdim=True)
-    if not bool((batch > 0).all()):
+    if on_host(counts) and not batch.all():
         raise ValueError("the batch is empty: prices move with the instances of a batch")
     moved = rho + dual_lr * (ratio / rho.shape[-1] - counts / batch)
     return moved.clamp(min=0) if ratio < 1 else moved
@@ -67,7 +69,8 @@ def center_step(
         normalise: to unit length; without, centres are plain running means.
 
     Returns:
-        New centres and m_k + n_k; rows that were not hit stay as they are.
+        New centres and m_k + n_k; rows that were not hit stay as they are. Sums are formed over
+        the batch, not over all clusters, most of which a batch does not hit.
 
     Raises:
         ValueError: for an empty batch, or widths that differ.
@@ -78,12 +81,16 @@ def center_step(
             f"{list(x.shape)} and {list(labels.shape)}"
         )
     labels = labels.long()
-    total = hits + torch.bincount(labels, minlength=len(centers))
-    sums = torch.zeros_like(centers).index_add_(0, labels, x.to(centers.dtype))
-    moved = (hits[:, None] * centers + sums) / total.clamp(min=1)[:, None]
+    total = hits.index_add(0, labels, torch.ones_like(labels))
+    speaker = labels.new_empty(len(centers))  # of each cluster that was hit, one of its instances
+    speaker[labels] = torch.arange(len(x), device=x.device)
+    speaker = speaker[labels]
+    x = x.to(centers.dtype)
+    sums = torch.zeros_like(x).index_add_(0, speaker, x)[speaker]
+    moved = (hits[labels, None] * centers[labels] + sums) / total[labels, None]
     if normalise:
         moved = F.normalize(moved, dim=1)
-    return torch.where((total > hits)[:, None], moved, centers), total
+    return centers.index_put((labels,), moved), total
 
 
 class OnlineConstrainedKMeans:
@@ -125,6 +132,7 @@ class OnlineConstrainedKMeans:
             raise ValueError(f"need at least 2 clusters a head and dim ≥ 1, got {heads}, {dim}")
         _check_dual(ratio, dual_lr)
         self.heads, self.dim, self.ratio, self.dual_lr = heads, dim, ratio, dual_lr
+        self.ends = tuple(accumulate(heads))
         generator = generator or torch.Generator().manual_seed(0)
         first = F.normalize(torch.randn(sum(heads), dim, generator=generator), dim=1)
         self.centers = first.to(device)
@@ -132,6 +140,7 @@ class OnlineConstrainedKMeans:
         self.duals = torch.zeros(sum(heads), device=device)
         self.sizes = torch.zeros(sum(heads), dtype=torch.int64, device=device)
         self.averaged = -1
+        self._first = torch.tensor((0, *self.ends[:-1]), device=device)
 
     @torch.no_grad()
     def assign(self, x: Float[Tensor, "... d"]) -> Int64[Tensor, "batch ..."]:
@@ -144,7 +153,8 @@ class OnlineConstrainedKMeans:
             [batch], or [batch, heads] where several heads were asked for.
 
         Raises:
-            ValueError: if x is not [batch ≥ 1, dim] or not finite.
+            ValueError: if x is not [batch ≥ 1, dim] or, on the CPU, not finite (elsewhere
+                `end_epoch` finds it: a look at the values of every batch would stop the device).
         """
         self._check(x)
         with torch.autocast(x.device.type, enabled=False):  # prices differ by little: no fp16
@@ -156,22 +166,23 @@ class OnlineConstrainedKMeans:
         """Move prices, then centres, after the batch of *all* ranks was assigned.
 
         Raises:
-            ValueError: if x is not [batch ≥ 1, dim] or not finite, or labels do not fit.
+            ValueError: if x is not [batch ≥ 1, dim] or labels do not fit; if, on the CPU, x is not
+                finite.
         """
         self._check(x)
         columns = labels.reshape(len(x), -1)
         if columns.shape[1] != len(self.heads):
             raise ValueError(f"need labels of {len(self.heads)} heads, got {list(labels.shape)}")
-        parts = []
-        for h, span in enumerate(self.spans()):
-            counts = torch.bincount(columns[:, h].long(), minlength=self.heads[h])
-            duals = dual_step(self.duals[span], counts, self.ratio, self.dual_lr)
-            moved = center_step(
-                self.centers[span], self.sizes[span], x.float(), columns[:, h], self.averaged < 0
-            )
-            parts.append((duals, *moved))
+        rows = (columns + self._first).T.flatten()  # of all heads' clusters, head by head
+        centers, sizes = center_step(
+            self.centers, self.sizes, x.float().repeat(len(self.heads), 1), rows, self.averaged < 0
+        )
+        parts = [
+            dual_step(self.duals[span], (sizes - self.sizes)[span], self.ratio, self.dual_lr)
+            for span in self.spans()
+        ]
         # New tensors: the old ones may wait in a graph for their backward pass.
-        self.duals, self.centers, self.sizes = (torch.cat(p) for p in zip(*parts, strict=True))
+        self.duals, self.centers, self.sizes = torch.cat(parts), centers, sizes
 
     def start_averaging(self) -> None:
         """Begin variance reduction 1: from now on centres are averaged over epochs.
@@ -184,7 +195,12 @@ class OnlineConstrainedKMeans:
         """Freeze the centres for the loss of the next epoch, and count from 0 again; prices stay.
 
         While averaging, the frozen centres become normalise((1 − f) C^pre + f normalise(C^cur)).
+
+        Raises:
+            ValueError: if centres or prices are no longer finite.
         """
+        if not torch.isfinite(self.centers.sum() + self.duals.sum()):
+            raise ValueError("centres or prices are not finite; has the network diverged?")
         if self.averaged >= 0:
             old, new = self.previous, F.normalize(self.centers, dim=1)
             self.centers = F.normalize(torch.lerp(old, new, self.share), dim=1)
@@ -199,8 +215,7 @@ class OnlineConstrainedKMeans:
 
     def spans(self) -> list[slice]:
         """Where each head's clusters stand in `centers`, `duals` and `sizes`."""
-        ends = torch.tensor(self.heads).cumsum(0).tolist()
-        return [slice(end - k, end) for end, k in zip(ends, self.heads, strict=True)]
+        return [slice(end - k, end) for end, k in zip(self.ends, self.heads, strict=True)]
 
     def frozen(self) -> list[Float[Tensor, "clusters d"]]:
         """C^pre of each head: the centres that the loss sees."""
@@ -238,8 +253,13 @@ class OnlineConstrainedKMeans:
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or len(x) == 0 or x.shape[1] != self.dim:
             raise ValueError(f"features must be [batch ≥ 1, {self.dim}], got {list(x.shape)}")
-        if not bool(torch.isfinite(x).all()):
+        if on_host(x) and not torch.isfinite(x.sum()):
             raise ValueError("features must be finite; has the network diverged?")
+
+
+def on_host(x: Tensor) -> bool:
+    """Whether values can be looked at in passing: elsewhere the device would have to catch up."""
+    return x.device.type == "cpu"
 
 
 def _check_dual(ratio: float, dual_lr: float) -> None:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from toolkit.representation.coke.clustering import on_host
+
 TARGET_TEMPERATURE = 0.5
 """Of the averaged targets: exp(weight / 0.5), normalised."""
 
@@ -42,12 +44,13 @@ class LabelStore:
         shape = (num_instances, len(self.heads), slots)
         self.labels = torch.full(shape, -1, dtype=dtype, device=device)
         self.weights = torch.zeros(shape, device=device) if slots > 1 else None
+        self._tops = torch.tensor(self.heads, device=device)
 
     def get(self, ids: Int[Tensor, " batch"]) -> Int64[Tensor, "batch heads"]:
         """The heaviest label of each head; −1 for an image that has none yet.
 
         Raises:
-            ValueError: for an id outside the table.
+            ValueError: for an id outside the table (on the CPU).
         """
         self._check(ids)
         rows = self.labels[ids].long()
@@ -73,8 +76,7 @@ class LabelStore:
         self._check(ids)
         if labels.shape != (len(ids), len(self.heads)):
             raise ValueError(f"need labels {[len(ids), len(self.heads)]}, got {list(labels.shape)}")
-        tops = torch.tensor(self.heads, device=labels.device)
-        if len(ids) and bool(((labels < 0) | (labels >= tops)).any()):
+        if on_host(labels) and ((labels < 0) | (labels >= self._tops)).any():
             raise ValueError(f"labels of the heads lie below {self.heads}")
         labels = labels.to(self.labels.dtype)
         if self.weights is None:
@@ -126,7 +128,8 @@ class LabelStore:
             self.weights.copy_(state["weights"])
 
     def _check(self, ids: Tensor) -> None:
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.labels):
+        """On a device, indexing itself refuses what lies outside; looking here would stop it."""
+        if len(ids) and on_host(ids) and not 0 <= ids.min() <= ids.max() < len(self.labels):
             raise ValueError(f"ids lie in 0…{len(self.labels) - 1}, got {int(ids.max())}")
 
 

@@ -55,4 +55,5 @@ def two_view_targets(
     if not 0 <= alpha <= 1 or not temperature > 0:
         raise ValueError(f"need 0 ≤ alpha ≤ 1 and temperature > 0, got {alpha}, {temperature}")
     soft = (other.float() @ centers.T / temperature).softmax(dim=1)
-    return alpha * F.one_hot(labels.long(), len(centers)) + (1 - alpha) * soft
+    hard = torch.full_like(soft[:, :1], alpha)
+    return ((1 - alpha) * soft).scatter_add_(1, labels.long()[:, None], hard)

@@ -41,7 +41,8 @@ class Clusters:
         self.store = LabelStore(num_instances, kmeans.heads, device=kmeans.centers.device)
         self.average: LabelStore | None = None
         self.churn: list[float] = []
-        self._changed, self._seen = 0, 0
+        # Labels changed and labels seen, on the device: reading them would stop it at every step.
+        self._tally = torch.zeros(2, dtype=torch.int64, device=kmeans.centers.device)
 
     @torch.no_grad()
     def relabel(
@@ -84,8 +85,9 @@ class Clusters:
     def end_epoch(self) -> None:
         """Freeze the centres and note the churn: the share of labels that changed."""
         self.kmeans.end_epoch()
-        self.churn.append(self._changed / self._seen if self._seen else float("nan"))
-        self._changed, self._seen = 0, 0
+        changed, seen = self._tally.tolist()
+        self.churn.append(changed / seen if seen else float("nan"))
+        self._tally.zero_()
 
     def state_dict(self) -> dict:
         """What a checkpoint needs."""
@@ -113,8 +115,8 @@ class Clusters:
 
     def _count(self, ids: Tensor, new: Tensor) -> None:
         old = self.store.get(ids)
-        self._changed += int(((old >= 0) & (old != new)).sum())
-        self._seen += int((old >= 0).sum())
+        known = old >= 0
+        self._tally += torch.stack([(known & (old != new)).sum(), known.sum()])
 
 
 class SingleView:

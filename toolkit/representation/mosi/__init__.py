@@ -84,9 +84,9 @@ __all__ = [
 def studies(profile: str) -> dict[str, Recipe]:
     """Every setting of the chapter's networks, by the study it belongs to.
 
-    `main` decides the claims. Only in `full`: `few_unmasked` fine-tunes *unmasked* with 2 labels,
+    `main` decides most claims. Only in `full`: `few_unmasked` fine-tunes *unmasked* with 2 labels,
     `blind` trains on labels without the order of frames, `peers` are other pretext tasks,
-    `variants` other ways to run MoSI.
+    `variants` other ways to run MoSI, one of them a control.
 
     Args:
         profile: `"quick"` or `"full"`.
@@ -103,18 +103,22 @@ def studies(profile: str) -> dict[str, Recipe]:
         seeds=5,
         size="medium",
         source_levels=("easy", "hard"),
+        levels=("easy", "hard"),
+        steps=200,
         labels=(2, 5, 10, 0),
         tuned_arms=("scratch", "masked"),
+        tuned_levels=("easy", "hard"),
     )
     few = replace(main, arms=())
-    side = replace(main, seeds=1, labels=(), tuned_arms=())
+    side = replace(main, labels=(), tuned_arms=())
     blind = ("scratch_shuffled", "scratch_frame")
+    variants = ("shuffled", "flicker", "pairs25", "separate", "subpixel")
     return {
         "main": main,
         "few_unmasked": replace(few, labels=(2,), tuned_arms=("unmasked",)),
-        "blind": replace(few, seeds=1, labels=(0,), tuned_arms=blind),
-        "peers": replace(side, arms=("rotation", "pace", "shuffled")),
-        "variants": replace(side, arms=("flicker", "pairs25", "separate")),
+        "blind": replace(few, seeds=3, labels=(0,), tuned_arms=blind),
+        "peers": replace(side, arms=("rotation", "pace")),
+        "variants": replace(side, seeds=3, arms=variants),
     }
 
 

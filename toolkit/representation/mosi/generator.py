@@ -199,7 +199,7 @@ def static_mask(
     frozen = (draw[3] * frames).long()
     inside = rectangle(top, left, tall, wide, (height, width)).to(clips.device)
     still = clips[torch.arange(count, device=clips.device), :, frozen.to(clips.device)]
-    masked = torch.where(inside[:, None, None], clips, still[:, :, None])
+    masked = torch.where(inside[:, None, None].expand_as(clips), clips, still[:, :, None])
     rect = torch.stack([top, left, tall, frozen], dim=1)
     return (masked, rect) if return_rect else masked
 
@@ -238,12 +238,14 @@ def mirror(
         p: probability.
     """
     chosen = (torch.rand(len(clips), generator=generator) < p).to(clips.device)
-    clips = torch.where(chosen[:, None, None, None, None], clips.flip(-1), clips)
+    across = torch.arange(clips.shape[-1], device=clips.device)
+    column = torch.where(chosen[:, None], across.flip(0), across)  # what each pixel shows
+    clips = clips.gather(-1, column[:, None, None, None].expand_as(clips))
     return clips, torch.where(chosen, classes.hflip(labels), labels) if swap else labels
 
 
 def _crop(images: Tensor, path: Tensor, crop: int, subpixel: bool) -> Tensor:
-    """Windows at all corners: one gather from a view that holds every window."""
+    """Windows at all corners, in whole pixels or between them."""
     if not subpixel:
         return _gather(images, path.long(), crop)
     corner = path.floor()
@@ -256,12 +258,19 @@ def _crop(images: Tensor, path: Tensor, crop: int, subpixel: bool) -> Tensor:
 
 
 def _gather(images: Tensor, corner: Tensor, crop: int) -> Tensor:
-    windows = images.unfold(2, crop, 1).unfold(3, crop, 1)  # a view: [b, c, D+1, D+1, crop, crop]
-    count = len(corner) // len(images)
-    image = torch.arange(len(images), device=images.device).repeat_interleave(count)
-    channel = torch.arange(images.shape[1], device=images.device)
-    x, y = corner[:, None, :, 0], corner[:, None, :, 1]
-    return windows[image[:, None, None], channel[None, :, None], y, x]
+    """All windows in one `index_select`: each begins at an offset of its own in the flat pictures.
+
+    A window is a strided view (a row lies `side` numbers behind the one above), so that a view of
+    *all* offsets costs nothing, and the copy of the chosen ones is the whole work.
+    """
+    b, channels, side, _ = images.shape
+    frames = corner.shape[1]
+    plane = side * side * torch.arange(b * channels, device=corner.device).view(b, 1, channels, 1)
+    offset = (corner[..., 1] * side + corner[..., 0]).view(b, -1, 1, frames)
+    last = b * channels * side * side - (crop - 1) * (side + 1)
+    windows = images.contiguous().as_strided((last, crop, crop), (1, side, 1))
+    chosen = windows.index_select(0, (plane + offset).flatten())
+    return chosen.view(len(corner), channels, frames, crop, crop)
 
 
 def _check_motion(

@@ -82,7 +82,7 @@ def heads_loss(
 
 @torch.no_grad()
 def cam(
-    model: MoSINet, clips: Float[Tensor, "b c t h w"], size: tuple[int, int], chunk: int = 256
+    model: MoSINet, clips: Float[Tensor, "b c t h w"], size: tuple[int, int], chunk: int = 64
 ) -> Float[Tensor, "b height width"]:
     """Where the last stage is active: |activation| summed over channels, averaged over time.
 

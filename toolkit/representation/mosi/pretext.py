@@ -36,13 +36,11 @@ PRETRAINING = (
     "ratio",
     "steps",
     "images",
-    "lr",
-    "rates",
     "weight_decay",
     "dropout",
     "judge",
 )
-"""The fields of a recipe that pre-training depends on."""
+"""The fields of a recipe that pre-training depends on, beside the rate of the arm."""
 PACES = (1, 2, 4)
 """Video frames from one frame of a clip to the next, the classes of pace prediction."""
 
@@ -53,7 +51,7 @@ def pretrain_mosi(recipe: Recipe, arm: str, seed: int, device: torch.device) -> 
     All arms of a seed start from the same backbone. Do not train the result: copy it.
     """
     settings = {name: getattr(recipe, name) for name in PRETRAINING}
-    return _pretrained(Recipe(**settings), arm, seed, device)
+    return _pretrained(Recipe(lr=recipe.rate(arm), **settings), arm, seed, device)
 
 
 @lru_cache(maxsize=32)
@@ -66,8 +64,8 @@ def _pretrained(recipe: Recipe, arm: str, seed: int, device: torch.device) -> Mo
         update_bn((clips for clips, _ in batches), model)
         return model.eval()
     decay = recipe.weight_decay
-    optimizer = torch.optim.Adam(model.parameters(), recipe.rate(arm), weight_decay=decay)
-    schedule = OneCycleLR(optimizer, recipe.rate(arm), total_steps=recipe.steps)
+    optimizer = torch.optim.Adam(model.parameters(), recipe.lr, weight_decay=decay)
+    schedule = OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps)
     fit(model, batches, lambda _, batch: model.loss(*batch), optimizer, schedule=schedule)
     return model.eval()
 
@@ -102,7 +100,9 @@ def mosi_batch(recipe: Recipe, arm: str, generator: torch.Generator, device: tor
     pool = label_pool(recipe, arm)
     images = max(1, recipe.images * 9 // pool.n)  # 25 classes: as many clips a step, or nearly
     stills = random_squares(sources(recipe, arm), images, recipe.source, generator).to(device)
-    clips, labels = pseudo_motion(stills, pool.factors, SIDE, FRAMES, generator)
+    clips, labels = pseudo_motion(
+        stills, pool.factors, SIDE, FRAMES, generator, subpixel=arm == "subpixel"
+    )
     swap = arm != "flip_wrong"
     clips, labels = mirror(clips, labels, pool, generator=generator, swap=swap)
     if arm == "flicker":
@@ -116,8 +116,18 @@ def mosi_batch(recipe: Recipe, arm: str, generator: torch.Generator, device: tor
 
 def sources(recipe: Recipe, arm: str) -> UInt8[Tensor, "n 72 72"]:
     """Frames of the training videos that may be used for learning, or photographs."""
-    if arm == "stills":
-        return photograph_stills()
+    return (
+        photograph_stills()
+        if arm == "stills"
+        else _frames_of(
+            Recipe(source_levels=recipe.source_levels, size=recipe.size, judge=recipe.judge)
+        )
+    )
+
+
+@lru_cache(maxsize=2)
+def _frames_of(recipe: Recipe) -> UInt8[Tensor, "n 72 72"]:
+    """Put together once, not in every step."""
     parts = []
     for level in recipe.source_levels:
         videos = load_videos(level, "train", recipe.size)

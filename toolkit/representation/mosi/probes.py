@@ -31,6 +31,8 @@ from toolkit.representation.mosi.recipe import Recipe
 PAIRS = {"x": 0, "y": 2, "orbit": 4, "scale": 6, "spin": 8}
 """First class of each time-reversal pair; the second is the next one."""
 Split = tuple[VideoSet, Tensor]
+CHUNK = 16
+"""Clips, of four windows each, that go through a network at a time: what fits into caches."""
 
 
 def splits(recipe: Recipe, level: str) -> tuple[Split, Split]:
@@ -60,7 +62,7 @@ def clip_features(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for rows in split[1].split(64):
+    for rows in split[1].split(CHUNK):
         clips = seen_as(all_windows(split[0].grey[rows].to(device)), view, generator)
         found.append(model.embed(standardise(clips)))
     return torch.cat(found).unflatten(0, (-1, len(STARTS))).mean(dim=1).cpu()
@@ -244,9 +246,9 @@ def _tested(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    for some in rows.split(64):
+    for some in rows.split(CHUNK):
         clips = seen_as(all_windows(videos.grey[some].to(device)), view, generator)
-        parts.append(predict(model, standardise(clips), 256))
+        parts.append(predict(model, standardise(clips), 64))
     logits = torch.cat(parts).unflatten(0, (-1, len(STARTS))).mean(dim=1).cpu()
     truth, scene = videos.label[rows], videos.scene[rows]
     paired = truth < 2 * (min(int(truth.max()) + 1, 10) // 2)  # the two shakes are no pair

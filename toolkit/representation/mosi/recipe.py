@@ -10,6 +10,7 @@ PRETEXTS = (
     "flicker",
     "pairs25",
     "separate",
+    "subpixel",
     "rotation",
     "pace",
     "shuffled",
@@ -25,8 +26,9 @@ class Recipe:
     `flip_wrong` (mirrors clips and keeps their labels, as the released generator does), `stills`
     (sources are photographs, no video frame), `flicker` (brightness and contrast drawn anew in each
     frame, before the mask: the released order), `pairs25` (25 classes, both axes at once),
-    `separate` (those with one head an axis), `rotation` and `pace` (other pretext tasks, on video),
-    `shuffled` (MoSI with its frames shuffled: the control that cannot see motion).
+    `separate` (those with one head an axis), `subpixel` (windows between pixels), `rotation` and
+    `pace` (other pretext tasks, on video), `shuffled` (MoSI with its frames shuffled: the control
+    that cannot see motion).
     """
 
     arms: tuple[str, ...] = ("random", "masked", "unmasked", "flip_wrong")

@@ -5,10 +5,8 @@ The paper's own set-up could not be read; every value here is ours.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,22 +14,17 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
-from torchvision.models import resnet18
 
 from toolkit.data import NoisyLabels, pair_noise, symmetric_noise
-from toolkit.data.store import root
+from toolkit.data.cifar import Cifar, load_cifar
 from toolkit.learn.augment import random_affine
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import fit, predict, warmup_cosine
+from toolkit.learn.resnet import cifar_resnet18
 from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
 from toolkit.supervision.noisy_labels.memorisation import memorisation
 from toolkit.supervision.noisy_labels.recipe import Recipe
 
-FILES = {
-    10: ([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]),
-    100: (["train.bin"], ["test.bin"]),
-}
-ARCHIVES = {10: "cifar-10-batches-bin", 100: "cifar-100-binary"}
 FIRST = tuple(i / 10 for i in range(1, 10))  # with epoch 1: ten points inside the first epoch
 METRICS = ("error", "fit_clean", "fit_wrong", "excess", "auc")
 
@@ -116,58 +109,6 @@ def run_scale(
 def checkpoints(recipe: ScaleRecipe) -> tuple[float, ...]:
     """Ten points inside the first epoch, then every epoch."""
     return (*FIRST, *map(float, range(1, recipe.epochs + 1)))
-
-
-def cifar_resnet18(classes: int) -> nn.Module:
-    """ResNet-18 for 32×32 images: a 3×3 stem without pooling."""
-    model = resnet18(num_classes=classes)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
-
-
-@dataclass(frozen=True, eq=False)
-class Cifar:
-    """All of CIFAR on one device."""
-
-    train_images: UInt8[Tensor, "n 3 32 32"]
-    train_labels: Int64[Tensor, "n"]
-    test_images: UInt8[Tensor, "m 3 32 32"]
-    test_labels: Int64[Tensor, "m"]
-
-
-@lru_cache(maxsize=1)
-def load_cifar(classes: int, folder: str, device: torch.device) -> Cifar:
-    """Read the binary version of CIFAR-10 or CIFAR-100 (fine labels).
-
-    Raises:
-        ValueError: if `classes` is neither 10 nor 100, or a file has a wrong length.
-        FileNotFoundError: naming the folder and the archive to unpack there.
-    """
-    if classes not in FILES:
-        raise ValueError(f"classes must be 10 or 100, got {classes}")
-    place = Path(folder).expanduser() if folder else root() / ARCHIVES[classes]
-    missing = [name for names in FILES[classes] for name in names if not (place / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{place} lacks {', '.join(missing)}; unpack the binary version of CIFAR-{classes} "
-            f"({ARCHIVES[classes]}) there, or name its folder with --set folder=PATH"
-        )
-    parts: list[Tensor] = []
-    for names in FILES[classes]:
-        blocks = [_read(place / name, classes) for name in names]
-        parts += [torch.cat(column).to(device) for column in zip(*blocks, strict=True)]
-    return Cifar(*parts)
-
-
-def _read(path: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """One file: rows of label bytes (coarse and fine for CIFAR-100) and 3,072 pixels."""
-    labels = 1 if classes == 10 else 2
-    raw = torch.from_numpy(np.fromfile(path, np.uint8))
-    if not len(raw) or len(raw) % (labels + 3072):
-        raise ValueError(f"{path} is no binary file of CIFAR-{classes}: {len(raw)} bytes")
-    rows = raw.view(-1, labels + 3072)
-    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1].long()
 
 
 def _all_cells(recipe: ScaleRecipe, data: Cifar, seeds: Sequence[int]) -> np.ndarray:

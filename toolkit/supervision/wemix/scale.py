@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -28,7 +28,7 @@ from torch.utils.data.distributed import DistributedSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from toolkit.data.store import root
+from toolkit.data.cifar import load_cifar
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import warmup_cosine
 from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
@@ -36,11 +36,7 @@ from toolkit.supervision.wemix.augment import augmentation, drawing
 from toolkit.supervision.wemix.method import PRESETS, WeMixSchedule, wemix_step
 from toolkit.supervision.wemix.networks import backbone
 
-CIFAR = {
-    "cifar10": (10, "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)]),
-    "cifar100": (100, "cifar-100-binary", ["train.bin"]),
-}
-CIFAR_TEST = {"cifar10": "test_batch.bin", "cifar100": "test.bin"}
+CIFAR = {"cifar10": 10, "cifar100": 100}
 REESTIMATED = 200  # batches of originals that set the statistics of batch norm before testing
 
 
@@ -126,20 +122,12 @@ class _Cifar:
     """All of CIFAR on one device, cropped and mirrored there."""
 
     def __init__(self, recipe: PaperRecipe, device: torch.device) -> None:
-        classes, archive, names = CIFAR[recipe.data]
+        classes = CIFAR[recipe.data]
         if recipe.classes != classes:
             raise ValueError(f"{recipe.data} has {classes} classes; set classes to that")
-        place = Path(recipe.folder).expanduser() if recipe.folder else root() / archive
-        files = [*names, CIFAR_TEST[recipe.data]]
-        if missing := [name for name in files if not (place / name).is_file()]:
-            raise FileNotFoundError(
-                f"{place} lacks {', '.join(missing)}; unpack the binary version of {recipe.data} "
-                f"({archive}) there, or name its folder with --set folder=PATH"
-            )
-        parts = [_read_cifar(place / name, classes) for name in files]
-        self.x = torch.cat([x for x, _ in parts[:-1]]).to(device)
-        self.y = torch.cat([y for _, y in parts[:-1]]).to(device)
-        self.held_out = tuple(part.to(device) for part in parts[-1])
+        data = load_cifar(classes, recipe.folder, device)
+        self.x, self.y = data.train_images, data.train_labels
+        self.held_out = data.test_images, data.test_labels
         self.batch = recipe.batch
         self.steps_per_epoch = len(self.x) // (recipe.batch * world()[1])
 
@@ -287,16 +275,6 @@ def _test(model: nn.Module, data: Images) -> dict[str, float]:
         total += torch.tensor([float(wrong), float(loss), len(y)], dtype=torch.float64)
     total = sum_over_ranks(total.to(next(model.parameters()).device)).cpu()
     return {"error": float(total[0] / total[2]), "loss": float(total[1] / total[2])}
-
-
-def _read_cifar(path: Path, classes: int) -> tuple[UInt8[Tensor, "n 3 32 32"], Tensor]:
-    """One binary file: rows of label bytes (coarse and fine for CIFAR-100) and 3,072 pixels."""
-    labels = 1 if classes == 10 else 2
-    raw = torch.from_numpy(np.fromfile(path, np.uint8))
-    if not len(raw) or len(raw) % (labels + 3072):
-        raise ValueError(f"{path} is no binary file of CIFAR-{classes}: {len(raw)} bytes")
-    rows = raw.view(-1, labels + 3072)
-    return rows[:, labels:].reshape(-1, 3, 32, 32), rows[:, labels - 1].long()
 
 
 def _scaled(images: Tensor) -> Float[Tensor, "b 3 h w"]:

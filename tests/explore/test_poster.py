@@ -1,0 +1,44 @@
+"""A poster shows its figure whole."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toolkit.explore.poster import poster
+
+
+def drawn(names):
+    """Opacity of a poster of bars with these names."""
+    trace = {"type": "bar", "orientation": "h", "x": np.arange(1.0, 1 + len(names)), "y": names}
+    image = Image.open(io.BytesIO(poster({"data": [trace], "layout": {}}, 300)))
+    return np.asarray(image.convert("RGBA"))[:, :, 3]
+
+
+@pytest.mark.parametrize("name", ["a", "frame differences", "a network that was never trained"])
+def test_names_of_categories_are_on_the_page(name):
+    opacity = drawn([name, "b"])
+    assert opacity.any()
+    assert not opacity[:, :2].any()
+
+
+def test_short_names_leave_the_panel_where_it_was():
+    assert (drawn(["a", "b"]) > 0).any(axis=0).argmax() > 30
+
+
+def ink(marker):
+    """Opaque pixels of a single marker."""
+    trace = {"type": "scatter", "mode": "markers", "x": np.ones(1), "y": np.ones(1)}
+    images = [
+        Image.open(io.BytesIO(poster({"data": data, "layout": {}}, 300)))
+        for data in ([trace | {"marker": marker | {"size": 40}}], [trace | {"marker": {"size": 0}}])
+    ]
+    full, bare = (np.asarray(image.convert("RGBA"))[:, :, 3] > 100 for image in images)
+    return int(full.sum()) - int(bare.sum())
+
+
+def test_markers_keep_their_shape():
+    circle, stroke = ink({}), ink({"symbol": "line-ew-open", "line": {"width": 3}})
+    assert 0 < stroke < circle / 4
+    assert circle < ink({"symbol": "square"})
