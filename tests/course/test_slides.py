@@ -1,6 +1,5 @@
 """Decks: what a slide holds, and that a page asks the network for nothing."""
 
-import hashlib
 import re
 
 import pytest
@@ -88,18 +87,6 @@ def test_a_deck_asks_the_network_for_nothing(tmp_path):
     assert "require(" not in page
 
 
-def test_reveal_is_the_release_that_its_licence_comes_with():
-    folder = slides.HERE / "static" / "reveal"
-    assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
-    found = {
-        name: hashlib.sha256((folder / "dist" / name).read_bytes()).hexdigest()
-        for name in ("reveal.js", "reveal.css")
-    }
-    assert found == REVEAL
-
-
-REVEAL = {
-    "reveal.js": "43f9fe77858e61ecb7f97a13d3591da1cea202f4ceeca60d38ee76cb9079f3c3",
-    "reveal.css": "68f915a11ebf7203c0446576b7e952ff61c5dd02134a8a226ffaf62ed42136d2",
-}
-"""SHA-256 of the two files of reveal.js 5.2.1 (without the reference to its source map)."""
+def test_a_missing_wheel_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no-such-wheel.*\[slides\]"):
+        slides._wheel("no_such_wheel")

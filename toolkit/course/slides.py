@@ -33,11 +33,11 @@ def slides(place: Path) -> list[Path]:
         The decks.
 
     Raises:
-        FileNotFoundError: if a chapter has not been executed.
+        FileNotFoundError: if a chapter has not been executed, or a package is missing.
     """
     parts = list(dict.fromkeys(chapter.part for chapter in chapters()))
-    decks = {part: deck(part) for part in parts}
     _assets(place / "assets")
+    decks = {part: deck(part) for part in parts}
     made = []
     for part, notebook in decks.items():
         made.append(place / f"{part.lower().replace(' ', '-')}.html")
@@ -174,16 +174,28 @@ def _author_year(key: str) -> str:
 
 
 def _assets(target: Path) -> None:
-    """reveal.js of this package, MathJax of its wheel."""
-    spec = find_spec("sphinx-mathjax-offline")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the package sphinx-mathjax-offline is missing; run: make book")
-    mathjax = Path(spec.origin).parent / "static" / "mathjax"
-    shutil.copytree(HERE / "static", target, dirs_exist_ok=True)
+    """Our theme, and reveal.js and MathJax of the wheels that carry them."""
+    mathjax = _wheel("sphinx-mathjax-offline") / "static" / "mathjax"
+    reveal = _wheel("sphinx_revealjs") / "_static" / "revealjs"
+    sources = {"reveal/dist/theme/deck.css": HERE / "static" / "deck.css"}
+    for name in ("LICENSE", "dist/reveal.css", "dist/reveal.js"):
+        sources[f"reveal/{name}"] = reveal / name
     for name in ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions"):
-        source, copy = mathjax / name, target / "mathjax" / name
+        sources[f"mathjax/{name}"] = mathjax / name
+    for name, source in sources.items():
+        copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, copy, dirs_exist_ok=True)
         else:
             shutil.copyfile(source, copy)
+
+
+def _wheel(package: str) -> Path:
+    """Where an installed package lies."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            f"slides need the package {package.replace('_', '-')}; run: pip install -e .[slides]"
+        )
+    return Path(spec.origin).parent
