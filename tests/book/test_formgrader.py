@@ -9,7 +9,7 @@ import nbformat
 import psutil
 import pytest
 
-from tests.book.browser import TOKEN, await_server, chromium, end_tree, free_port, opened
+from tests.book.browser import TOKEN, await_server, end_tree, free_port, opened
 from toolkit.course.collect import collect
 from toolkit.course.folders import Course
 from toolkit.course.grade import grade
@@ -59,9 +59,9 @@ def lab(course, tmp_path_factory):
             end_tree(server)
 
 
-def test_formgrader_shows_the_course(lab, course, tmp_path):
+def test_formgrader_shows_the_course(browser, lab, course, tmp_path):
     _, points = course
-    with chromium() as browser, opened(browser, own=False, viewport=WIDE) as page:
+    with opened(browser, own=False, viewport=WIDE) as page:
         page.goto(f"{lab}/lab?token={TOKEN}")
         page.locator("#jp-MainLogo").wait_for(timeout=2 * HALF_A_MINUTE)
         page.get_by_role("menuitem", name="Nbgrader", exact=True).click()
