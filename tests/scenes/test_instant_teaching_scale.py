@@ -1,14 +1,13 @@
 """The paper's size: COCO canvases, pairs, two processes, checkpoints."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tests.scenes.published import as_coco
 from toolkit.data import load_emoji_scenes
-from toolkit.data.store import locate
 from toolkit.learn.distributed import launch
 from toolkit.scenes import instant_teaching
 from toolkit.scenes.instant_teaching import scale
@@ -34,19 +33,7 @@ TINY = instant_teaching.PaperRecipe(
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """Made scenes as a COCO folder, with three test images, one crowd region, and odd boxes."""
-    root = tmp_path_factory.mktemp("coco")
-    for part in ("val", "test"):
-        (root / part).symlink_to(locate("emoji_scenes", "square", part))
-    content = json.loads((root / "test" / "annotations.json").read_text())
-    content["images"] = content["images"][:3]
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] < 3]
-    content["annotations"][0]["iscrowd"] = 1
-    odd = content["annotations"][1]
-    content["annotations"].append({**odd, "id": 9001, "bbox": [60.0, 60, 10, 10]})
-    content["annotations"].append({**odd, "id": 9002, "bbox": [10.0, 10, 0, 10]})
-    (root / "small.json").write_text(json.dumps(content))
-    return replace(TINY, data=str(root))
+    return replace(TINY, data=as_coco(tmp_path_factory.mktemp("coco"), "square"))
 
 
 def test_published_boxes_are_cut_and_empty_ones_dropped(coco):
@@ -126,9 +113,9 @@ def test_a_checkpoint_is_taken_up_again(coco, tmp_path):
     recipe = replace(coco, arms=("supervised",), folder=str(tmp_path), save_every=1)
     run(recipe)
     kept = tmp_path / "instant_teaching_supervised.pt"
-    assert torch.load(kept, weights_only=True)["step"] == 1
+    assert torch.load(kept, weights_only=True)["done"] == 1
     run(recipe)
-    assert torch.load(kept, weights_only=True)["step"] == 2
+    assert torch.load(kept, weights_only=True)["done"] == 2
     assert not list(tmp_path.glob("*.tmp"))
 
 

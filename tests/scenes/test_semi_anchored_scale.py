@@ -1,6 +1,5 @@
 """The paper's size: COCO folders, two processes, checkpoints."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.scenes.published import as_coco
 from toolkit.data import load_emoji_scenes
-from toolkit.data.store import locate
 from toolkit.learn.distributed import launch
 from toolkit.scenes import semi_anchored
 from toolkit.scenes.semi_anchored import scale
@@ -31,23 +30,11 @@ TINY = semi_anchored.PaperRecipe(
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """Made scenes as a COCO folder, with three test images, one crowd region, and odd boxes."""
-    root = tmp_path_factory.mktemp("coco")
-    for part in ("val", "test"):
-        (root / part).symlink_to(locate("emoji_scenes", "stretched", part))
-    content = json.loads((root / "test" / "annotations.json").read_text())
-    content["images"] = content["images"][:3]
-    content["annotations"] = [row for row in content["annotations"] if row["image_id"] < 3]
-    content["annotations"][0]["iscrowd"] = 1
-    odd = content["annotations"][1]
-    content["annotations"].append({**odd, "id": 9001, "bbox": [60.0, 60, 10, 10]})
-    content["annotations"].append({**odd, "id": 9002, "bbox": [10.0, 10, 0, 10]})
-    (root / "small.json").write_text(json.dumps(content))
-    return replace(TINY, data=str(root))
+    return replace(TINY, data=as_coco(tmp_path_factory.mktemp("coco"), "stretched"))
 
 
 def test_published_boxes_are_clipped_and_empty_ones_dropped(coco):
-    folder = scale.CocoFolder(coco, "test", 0)
+    folder = scale.CocoImages(coco, "test", 0)
     scenes = load_emoji_scenes("stretched", "test")
     image = next(i for i in range(3) if folder.rows[i][-1]["id"] == 9002)
     boxes, _, crowd = folder.truth(image, crowd=True)
@@ -60,7 +47,7 @@ def test_published_boxes_are_clipped_and_empty_ones_dropped(coco):
 
 
 def test_images_are_resized_with_their_boxes(coco):
-    folder = scale.CocoFolder(replace(coco, short=(72, 72)), "train", 0)
+    folder = scale.CocoImages(replace(coco, short=(72, 72)), "train", 0)
     seen = {False: 0, True: 0}
     for index in range(12):
         image, boxes, _ = folder[index]
@@ -74,7 +61,7 @@ def test_images_are_resized_with_their_boxes(coco):
 
 
 def test_batches_have_sides_of_128(coco):
-    folder = scale.CocoFolder(coco, "train", 0)
+    folder = scale.CocoImages(coco, "train", 0)
     images, boxes, labels = scale.collate([folder[0], folder[1]])
     assert images.shape == (2, 3, 128, 128)
     assert boxes.shape[:2] == labels.shape
@@ -114,9 +101,9 @@ def test_a_checkpoint_is_taken_up_again(coco, tmp_path):
     recipe = replace(coco, folder=str(tmp_path), save_every=1)
     run(recipe)
     kept = tmp_path / "semi_anchored_semi.pt"
-    assert torch.load(kept, weights_only=True)["step"] == 1
+    assert torch.load(kept, weights_only=True)["done"] == 1
     run(recipe)
-    assert torch.load(kept, weights_only=True)["step"] == 2
+    assert torch.load(kept, weights_only=True)["done"] == 2
     assert not list(tmp_path.glob("*.tmp"))
 
 

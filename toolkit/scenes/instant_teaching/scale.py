@@ -6,12 +6,9 @@
 lies in the middle of a square canvas, so that views, mixtures and boxes are those of the chapter.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +25,16 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.transforms.v2 import functional as V
 
 from toolkit.learn.distributed import world
-from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
+from toolkit.learn.torchrun import load_checkpoint, save_checkpoint, sum_over_ranks, torchrun_group
 from toolkit.scenes.boxes import pad_boxes, pad_labels
+from toolkit.scenes.coco import CocoFolder, ap_over_ranks
 from toolkit.scenes.detections import Detections
-from toolkit.scenes.evaluate import coco_ap
 from toolkit.scenes.instant_teaching.augment import View, holes, weak_augment
 from toolkit.scenes.instant_teaching.detector import RCNN, Anatomy
 from toolkit.scenes.instant_teaching.teaching import Batch, InstantTeacher
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours, which the backbone's weights expect."""
-MOST = 100
-"""Detections of an image that count."""
 NETWORKS = {"supervised": 1, "instant": 1, "co_rectify": 2}
 FASTER = Anatomy(
     sides=(32.0, 64.0, 128.0, 256.0, 512.0),
@@ -159,22 +154,15 @@ def build(recipe: PaperRecipe, num_classes: int) -> RCNN:
     return RCNN(num_classes, pyramid, None, recipe.anatomy)
 
 
-class CocoCanvas(Dataset):
+class CocoCanvas(CocoFolder):
     """Pictures of a COCO data set, each resized into the middle of a square canvas."""
 
     def __init__(self, recipe: PaperRecipe, part: str) -> None:
+        images, annotations = (
+            getattr(recipe, f"{part}_{kind}") for kind in ("images", "annotations")
+        )
+        super().__init__(recipe.data, images, annotations)
         self.canvas, self.short = recipe.canvas, recipe.short[1]
-        root = Path(recipe.data).expanduser()
-        self.root = root / getattr(recipe, f"{part}_images")
-        content = json.loads((root / getattr(recipe, f"{part}_annotations")).read_text("utf-8"))
-        self.categories = sorted(row["id"] for row in content["categories"])
-        self.images = content["images"]
-        self.rows: dict[int, list[dict]] = {row["id"]: [] for row in self.images}
-        for row in content["annotations"]:
-            self.rows[row["image_id"]].append(row)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """A canvas, uint8 [3, s, s], with its boxes and classes; crowd regions are left out."""
@@ -197,20 +185,6 @@ class CocoCanvas(Dataset):
         scale = torch.tensor([[width / sides[1], height / sides[0]]])
         left, top = (self.canvas - width) // 2, (self.canvas - height) // 2
         return View(scale, torch.tensor([[float(left), float(top)]])), (height, width)
-
-    def truth(self, index: int, crowd: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes as published but cut at the border, classes, and which are crowd regions."""
-        about = self.images[index]
-        rows = [r for r in self.rows[about["id"]] if crowd or not r.get("iscrowd", 0)]
-        boxes = torch.tensor([r["bbox"] for r in rows], dtype=torch.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        far = torch.tensor([about["width"], about["height"]], dtype=torch.float32).repeat(2)
-        boxes = boxes.clamp(min=0).minimum(far)
-        real = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        kinds = [self.categories.index(r["category_id"]) for r in rows]
-        labels = torch.tensor(kinds, dtype=torch.int64)
-        regions = torch.tensor([bool(r.get("iscrowd", 0)) for r in rows], dtype=torch.bool)
-        return boxes[real], labels[real], regions[real]
 
 
 class Pairs(Dataset):
@@ -288,27 +262,20 @@ def rate(step: int, recipe: PaperRecipe, per_epoch: int) -> float:
     return warm * 0.1 ** sum(step >= drop * per_epoch for drop in recipe.drops)
 
 
-@torch.no_grad()
 def evaluate(
     recipe: PaperRecipe, model: RCNN, test: CocoCanvas, device: torch.device
 ) -> dict[str, float]:
-    """`AP`, `AP50`, `AP75`; each process tests its share, and all of them know all detections."""
-    rank, size = world()
-    found = torch.zeros(len(test), MOST, 6, device=device)
+    """`AP`, `AP50`, `AP75` over all processes."""
     model.eval()
-    for index in range(rank, len(test), size):
+
+    def detect(index: int) -> Detections:
         image, _, _ = test[index]
         (one,) = model.predict(image[None].to(device).float() / 255)
         view, _ = test.placed(index)
-        corners = (one.boxes - view.shift.repeat(1, 2).to(device)) / view.scale.repeat(1, 2).to(
-            device
-        )
-        columns = [corners, one.scores[:, None], one.labels[:, None].float()]
-        found[index, : len(corners)] = torch.cat(columns, 1)
-    detections = [_detections(rows[rows[:, 4] > 0]) for rows in sum_over_ranks(found).cpu()]
-    truth = [test.truth(index, crowd=True) for index in range(len(test))]
-    boxes, labels, crowd = ([row[i] for row in truth] for i in range(3))
-    return coco_ap(detections, boxes, labels, crowd=crowd)
+        shift, scale = (x.repeat(1, 2).to(device) for x in (view.shift, view.scale))
+        return Detections((one.boxes - shift) / scale, one.scores, one.labels)
+
+    return ap_over_ranks(detect, test, device)
 
 
 def _train(
@@ -333,7 +300,7 @@ def _train(
     )
     schedule = LambdaLR(optimizer, lambda step: rate(step, recipe, per_epoch))
     parts = {"models": every, "optimizer": optimizer, "schedule": schedule}
-    step = _resume(recipe, arm, parts)
+    step = load_checkpoint(recipe.folder, f"instant_teaching_{arm}", parts)
     total = recipe.epochs * per_epoch
     last = min(total, step + recipe.max_steps or total)
     losses: list[Tensor] = []
@@ -349,7 +316,7 @@ def _train(
         losses = [*losses[-99:], loss.detach()]
         step += 1
         if step % recipe.save_every == 0 or step == last:
-            _save(recipe, arm, parts, step)
+            save_checkpoint(recipe.folder, f"instant_teaching_{arm}", parts, step)
     mean = torch.stack(losses).mean() if losses else torch.zeros((), device=device)
     return float(sum_over_ranks(mean) / size)
 
@@ -401,10 +368,6 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return Batch._make(there)
 
 
-def _detections(rows: Float[Tensor, "n 6"]) -> Detections:
-    return Detections(rows[:, :4], rows[:, 4], rows[:, 5].long())
-
-
 def _bytes(picture: Float[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
     return (picture * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
@@ -413,26 +376,3 @@ def _median(picture: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height
     """The median over 3×3 pixels; borders repeat."""
     wide = F.pad(picture[None], (1, 1, 1, 1), mode="replicate")
     return wide.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4).median(4).values[0]
-
-
-def _save(recipe: PaperRecipe, arm: str, parts: dict[str, Any], step: int) -> None:
-    """Under a temporary name first; the first process writes."""
-    if not recipe.folder or world()[0]:
-        return
-    path = Path(recipe.folder).expanduser() / f"instant_teaching_{arm}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    states = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(states | {"step": step}, temporary)
-    temporary.replace(path)
-
-
-def _resume(recipe: PaperRecipe, arm: str, parts: dict[str, Any]) -> int:
-    """Load the last checkpoint, if there is one; the iteration to go on with."""
-    path = Path(recipe.folder or ".").expanduser() / f"instant_teaching_{arm}.pt"
-    if not recipe.folder or not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])

@@ -27,7 +27,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from toolkit.learn.augment import random_affine
 from toolkit.learn.distributed import world
-from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
+from toolkit.learn.torchrun import load_checkpoint, save_checkpoint, sum_over_ranks, torchrun_group
 from toolkit.scenes.lcm.encoders import Encoder, Features
 from toolkit.scenes.lcm.metrics import davis_evaluate
 from toolkit.scenes.lcm.network import LCM, Memory, soft_aggregate
@@ -377,7 +377,7 @@ def _train(
     parts = {"model": model, "optimizer": optimizer}
     epochs = recipe.stills_epochs if stage == "stills" else recipe.epochs
     loader, total, steps = _loader(recipe, data, device), torch.zeros(2, device=device), 0
-    for epoch in range(_resume(recipe, stage, parts), epochs):
+    for epoch in range(load_checkpoint(recipe.folder, f"lcm-{stage}", parts), epochs):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         data.epoch = epoch
         total = torch.zeros(2, device=device)
@@ -387,7 +387,7 @@ def _train(
             steps += 1
             if steps == recipe.max_steps:
                 break
-        _save(recipe, stage, parts, epoch + 1)
+        save_checkpoint(recipe.folder, f"lcm-{stage}", parts, epoch + 1)
         if steps == recipe.max_steps:
             break
     sum_over_ranks(total)
@@ -546,26 +546,3 @@ def _loader(recipe: PaperRecipe, data: Dataset, device: torch.device) -> DataLoa
     if not len(loader):
         raise ValueError(f"no batch of {recipe.batch} clips for each of {size} processes")
     return loader
-
-
-def _save(recipe: PaperRecipe, stage: str, parts: dict[str, Any], epoch: int) -> None:
-    """After each epoch, under a temporary name first; the first process writes."""
-    if not recipe.folder or world()[0]:
-        return
-    path = Path(recipe.folder).expanduser() / f"lcm-{stage}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(state | {"epoch": epoch}, temporary)
-    temporary.replace(path)
-
-
-def _resume(recipe: PaperRecipe, stage: str, parts: dict[str, Any]) -> int:
-    """Load the stage's last checkpoint, if there is one; the epoch to go on with."""
-    path = Path(recipe.folder or ".").expanduser() / f"lcm-{stage}.pt"
-    if not recipe.folder or not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["epoch"])

@@ -5,11 +5,8 @@
 `FOLDER` holds COCO as it is published: `train2017/`, `val2017/` and `annotations/`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from toolkit.learn.distributed import world
-from toolkit.learn.torchrun import sum_over_ranks, torchrun_group
+from toolkit.learn.torchrun import load_checkpoint, save_checkpoint, sum_over_ranks, torchrun_group
 from toolkit.scenes.boxes import pad_boxes, pad_labels
+from toolkit.scenes.coco import CocoFolder, ap_over_ranks
 from toolkit.scenes.detections import Detections
-from toolkit.scenes.evaluate import coco_ap
 from toolkit.scenes.pyramid import ResNetPyramid
 from toolkit.scenes.semi_anchored.detector import OPTIONS, OneStageDetector
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours, which the backbone's weights expect."""
-MOST = 100
-"""Detections of an image that count."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def run_paper(recipe: PaperRecipe, seed: int, device: torch.device) -> dict[str,
     with torchrun_group(device) as home:
         for arm in recipe.arms:
             torch.manual_seed(seed)
-            train, test = (CocoFolder(recipe, part, seed) for part in ("train", "test"))
+            train, test = (CocoImages(recipe, part, seed) for part in ("train", "test"))
             model = build(recipe, arm, len(train.categories)).to(home)
             results[f"{arm}/loss"] = _train(recipe, arm, model, train, seed, home)
             scores = evaluate(recipe, model, test, home)
@@ -127,25 +122,17 @@ def build(recipe: PaperRecipe, arm: str, num_classes: int) -> OneStageDetector:
     )
 
 
-class CocoFolder(Dataset):
+class CocoImages(CocoFolder):
     """Images of a COCO data set, resized; in training some are mirrored."""
 
     def __init__(self, recipe: PaperRecipe, part: str, seed: int) -> None:
         self.recipe, self.part, self.seed, self.epoch = recipe, part, seed, 0
-        root = Path(recipe.data).expanduser()
-        self.root = root / getattr(recipe, f"{part}_images")
-        content = json.loads((root / getattr(recipe, f"{part}_annotations")).read_text("utf-8"))
-        self.categories = sorted(row["id"] for row in content["categories"])
-        self.rows: dict[int, list[dict]] = {row["id"]: [] for row in content["images"]}
-        for row in content["annotations"]:
-            self.rows[row["image_id"]].append(row)
-        # images without an object teach nothing about boxes; the field leaves them out
-        self.images = [
-            row for row in content["images"] if part == "test" or _objects(self.rows[row["id"]])
-        ]
-
-    def __len__(self) -> int:
-        return len(self.images)
+        images, annotations = (
+            getattr(recipe, f"{part}_{kind}") for kind in ("images", "annotations")
+        )
+        super().__init__(recipe.data, images, annotations)
+        if part == "train":  # without an object nothing is learnt about boxes; the field drops it
+            self.images = [row for row in self.images if _objects(self.rows[row["id"]])]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """An image, float [3, h, w], with its boxes and labels; crowd regions are left out."""
@@ -162,23 +149,6 @@ class CocoFolder(Dataset):
         if training and rng.random() < 0.5:
             image, boxes = image.flip(2), _mirrored(boxes, image.shape[2])
         return image, boxes, labels
-
-    def truth(self, index: int, crowd: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes clipped to the image as published, labels, and which are crowd regions.
-
-        Annotations whose box has no area are dropped.
-        """
-        about = self.images[index]
-        rows = [r for r in self.rows[about["id"]] if crowd or not r.get("iscrowd", 0)]
-        corners = torch.tensor([r["bbox"] for r in rows], dtype=torch.float32).reshape(-1, 4)
-        far = torch.tensor([about["width"], about["height"]], dtype=torch.float32)
-        low = corners[:, :2].clamp(min=0).minimum(far)
-        high = (corners[:, :2] + corners[:, 2:]).clamp(min=0).minimum(far)
-        valid = ((high - low) > 0).all(1)
-        kinds = [self.categories.index(r["category_id"]) for r in rows]
-        labels = torch.tensor(kinds, dtype=torch.int64)
-        regions = torch.tensor([bool(r.get("iscrowd", 0)) for r in rows], dtype=torch.bool)
-        return torch.cat([low, high], 1)[valid], labels[valid], regions[valid]
 
 
 def collate(
@@ -205,7 +175,7 @@ def _train(
     recipe: PaperRecipe,
     arm: str,
     model: OneStageDetector,
-    train: CocoFolder,
+    train: CocoImages,
     seed: int,
     device: torch.device,
 ) -> float:
@@ -220,7 +190,7 @@ def _train(
     )
     schedule = LambdaLR(optimizer, lambda step: rate(step, recipe))
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    step = _resume(recipe, arm, parts)
+    step = load_checkpoint(recipe.folder, f"semi_anchored_{arm}", parts)
     last = min(recipe.iterations, step + recipe.max_steps or recipe.iterations)
     losses: list[Tensor] = []
     model.train()
@@ -232,7 +202,7 @@ def _train(
             schedule.step()
             step += 1
             if step % recipe.save_every == 0 or step == last:
-                _save(recipe, arm, parts, step)
+                save_checkpoint(recipe.folder, f"semi_anchored_{arm}", parts, step)
             if step == last:
                 break
     mean = torch.stack(losses).mean() if losses else torch.zeros((), device=device)
@@ -260,36 +230,25 @@ def _step(
     return loss.detach()
 
 
-@torch.no_grad()
 def evaluate(
-    recipe: PaperRecipe, model: OneStageDetector, test: CocoFolder, device: torch.device
+    recipe: PaperRecipe, model: OneStageDetector, test: CocoImages, device: torch.device
 ) -> dict[str, float]:
-    """`AP`, `AP50`, `AP75`; each process tests its share, and all of them know all detections."""
-    rank, size = world()
-    found = torch.zeros(len(test), MOST, 6, device=device)
+    """`AP`, `AP50`, `AP75` over all processes."""
     model.eval()
-    for index in range(rank, len(test), size):
-        image, _, _ = test[index]
-        about = test.images[index]
+
+    def detect(index: int) -> Detections:
+        (image, _, _), about = test[index], test.images[index]
         images, _, _ = collate([(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))])
         (one,) = model.predict(images.to(device), recipe.threshold, recipe.nms_iou)
         shrink = [about["width"] / image.shape[2], about["height"] / image.shape[1]]
-        corners = one.boxes * one.boxes.new_tensor([*shrink, *shrink])
-        columns = [corners, one.scores[:, None], one.labels[:, None].float()]
-        found[index, : len(corners)] = torch.cat(columns, 1)
-    detections = [
-        Detections(
-            rows[rows[:, 4] > 0, :4], rows[rows[:, 4] > 0, 4], rows[rows[:, 4] > 0, 5].long()
-        )
-        for rows in sum_over_ranks(found).cpu()
-    ]
-    truth = [test.truth(index, crowd=True) for index in range(len(test))]
-    boxes, labels, crowd = ([row[i] for row in truth] for i in range(3))
-    return coco_ap(detections, boxes, labels, crowd=crowd)
+        boxes = one.boxes * one.boxes.new_tensor([*shrink, *shrink])
+        return Detections(boxes, one.scores, one.labels)
+
+    return ap_over_ranks(detect, test, device)
 
 
 def _loader(
-    recipe: PaperRecipe, train: CocoFolder, sampler: DistributedSampler, device: torch.device
+    recipe: PaperRecipe, train: CocoImages, sampler: DistributedSampler, device: torch.device
 ) -> DataLoader:
     on_gpu = device.type == "cuda"
     loader: DataLoader = DataLoader(
@@ -322,27 +281,3 @@ def _resized(pixels: Tensor, short: int, long: int) -> tuple[Tensor, tuple[float
 
 def _mirrored(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-
-
-def _save(recipe: PaperRecipe, arm: str, parts: dict[str, Any], step: int) -> None:
-    """Under a temporary name first; the first process writes."""
-    if not recipe.folder or world()[0]:
-        return
-    path = Path(recipe.folder).expanduser() / f"semi_anchored_{arm}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(
-        {name: part.state_dict() for name, part in parts.items()} | {"step": step}, temporary
-    )
-    temporary.replace(path)
-
-
-def _resume(recipe: PaperRecipe, arm: str, parts: dict[str, Any]) -> int:
-    """Load the last checkpoint, if there is one; the iteration to go on with."""
-    path = Path(recipe.folder or ".").expanduser() / f"semi_anchored_{arm}.pt"
-    if not recipe.folder or not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])
