@@ -7,7 +7,6 @@ import pytest
 
 from tests.book.browser import (
     TOKEN,
-    chromium,
     draw_all,
     drawn,
     lab_server,
@@ -21,12 +20,6 @@ from toolkit.press.reader import ROOT
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 MINUTE = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

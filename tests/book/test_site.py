@@ -8,7 +8,6 @@ from axe_playwright_python.sync_playwright import Axe
 
 from tests.book.browser import (
     PHONE,
-    chromium,
     draw_all,
     drawn,
     font_colours,
@@ -22,12 +21,6 @@ from toolkit.press.reader import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 every_page = pytest.mark.parametrize("name", pages())
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="session")

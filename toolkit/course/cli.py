@@ -16,7 +16,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "course",
         help="hand out exercises, collect, grade, and give feedback",
         description="Four commands make a course of the book's exercises: release, collect, "
-        "grade, report. They work on nbgrader's folders, so that formgrader shows the same course.",
+        "grade, report. They work on nbgrader's folders, so that formgrader shows the same course. "
+        "slides and quiz make more of the same notebooks.",
     )
     steps = course.add_subparsers(required=True, metavar="STEP")
 
@@ -59,7 +60,27 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     report.add_argument("slugs", nargs="*", metavar="SLUG", help="notebooks; default: all released")
     report.set_defaults(command=_report)
 
-    for step in (release, collect, grade, report):
+    reseed = steps.add_parser(
+        "reseed",
+        help="give the course another year's data and constants",
+        description="What is released already is released again with them; grades of last year's "
+        "submissions belong into last year's course, so use a --course folder a year.",
+    )
+    reseed.add_argument("year", type=int, metavar="YEAR")
+    reseed.set_defaults(command=_reseed)
+
+    slides = steps.add_parser(
+        "slides", help="one reveal.js deck a part, from the executed chapters; needs no network"
+    )
+    slides.set_defaults(command=_slides)
+
+    quiz = steps.add_parser(
+        "quiz",
+        help="the chapters' predictions for Moodle (XML) and Canvas (QTI 1.2)",
+    )
+    quiz.set_defaults(command=_quiz)
+
+    for step in (release, collect, grade, report, reseed, slides, quiz):
         step.add_argument(
             "--course",
             type=Path,
@@ -125,6 +146,35 @@ def _report(options: argparse.Namespace) -> int:
     look = sum(bool(row.remarks or row.needs_manual_grade) for row in rows)
     print(f"{len(rows)} results, {look} to look at: {course.home / 'reports' / 'overview.md'}")
     print(f"feedback: {course.home / 'feedback'}")
+    return 0
+
+
+def _reseed(options: argparse.Namespace) -> int:
+    from toolkit.course.release import release
+    from toolkit.course.reseed import reseed
+
+    course = _course(options)
+    reseed(options.year, course)
+    if slugs := course.slugs():
+        _quiet()
+        release(slugs, course)
+    print(f"{course.home}: exercises of {options.year}, {len(slugs)} released again")
+    return 0
+
+
+def _slides(options: argparse.Namespace) -> int:
+    from toolkit.course.slides import slides
+
+    for path in slides(_course(options).home / "slides"):
+        print(path)
+    return 0
+
+
+def _quiz(options: argparse.Namespace) -> int:
+    from toolkit.course.quiz import export
+
+    for path in export(_course(options).home / "quiz"):
+        print(path)
     return 0
 
 

@@ -148,19 +148,10 @@ def judge(
     notebook = assemble(source, submission)
     allowed = sorted(set().union(*(defined(c.source) for c in source.cells if is_answer(c))))
     remarks: list[str] = []
-    environment = {
-        "TOOLKIT_DATA": str(data),
-        "TOOLKIT_STATIC": "1",
-        "TOOLKIT_JOBS": "1",
-        "TQDM_DISABLE": "1",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "MPLCONFIGDIR": "/tmp" if not isolate else "/desk",
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    }
     readable = [path for path in (Path(__file__).parents[1], data) if path.exists()]
     points: dict[str, float] = {cell.id: 0.0 for cell in notebook.cells if is_test(cell)}
     try:
-        with Sandbox(RUNNER, readable, environment, limits, isolate) as sandbox:
+        with Sandbox(RUNNER, readable, environment(data, isolate), limits, isolate) as sandbox:
             sandbox.receive()
             for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
                 reply = _run(sandbox, cell, allowed)
@@ -171,6 +162,19 @@ def judge(
         remarks.append(f"stopped: {stopped}")
         _fail_the_rest(notebook, points, str(stopped))
     return Outcome(notebook, points, tuple(remarks))
+
+
+def environment(data: Path, isolate: bool) -> dict[str, str]:
+    """The variables that a submission sees: one thread, no pages' widgets, the data."""
+    return {
+        "TOOLKIT_DATA": str(data),
+        "TOOLKIT_STATIC": "1",
+        "TOOLKIT_JOBS": "1",
+        "TQDM_DISABLE": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "MPLCONFIGDIR": "/tmp" if not isolate else "/desk",
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    }
 
 
 def assemble(source: NotebookNode, submission: NotebookNode | None) -> NotebookNode:

@@ -9,6 +9,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from toolkit.course.folders import ROOT, Course, write
+from toolkit.course.reseed import of_year, year_of
 
 HIDDEN = ("BEGIN HIDDEN TESTS", "END HIDDEN TESTS")
 SOLUTION = ("BEGIN SOLUTION", "END SOLUTION")
@@ -18,7 +19,8 @@ def release(slugs: Sequence[str], course: Course) -> list[Path]:
     """Put exercises into a course and make the students' notebooks, through nbgrader.
 
     Solutions and hidden tests are gone, cells that are not answers are locked, and behind an
-    answer that draws stands the picture that it should draw.
+    answer that draws stands the picture that it should draw. Data and constants are those of the
+    year that `reseed` has set.
 
     Args:
         slugs: chapters; none means all that have exercises.
@@ -34,9 +36,9 @@ def release(slugs: Sequence[str], course: Course) -> list[Path]:
     if unknown := [slug for slug in slugs if slug not in known]:
         raise ValueError(f"no exercises are called {unknown[0]!r}; there are {', '.join(known)}")
     course.configure()
-    made = []
+    made, year = [], year_of(course)
     for slug in slugs or known:
-        write(course.source(slug), nbformat.writes(source(known[slug])))
+        write(course.source(slug), nbformat.writes(source(known[slug], year)))
         course.convert("GenerateAssignment", slug)
         made.append(course.release(slug))
     return made
@@ -48,14 +50,19 @@ def exercises() -> dict[str, Path]:
     return {path.stem.removesuffix("_exercises"): path for path in found}
 
 
-def source(path: Path) -> NotebookNode:
+def source(path: Path, year: int | None = None) -> NotebookNode:
     """A notebook of the book as nbgrader's source: every cell has marks, so all may be locked.
 
-    Where the executed twin is at hand, the pictures that solutions draw are kept.
+    Where the executed twin is at hand, the pictures that solutions draw are kept; not with the
+    data of another year, which the twin did not see.
     """
     notebook = nbformat.read(path, as_version=4)
     twin = ROOT / "build" / "executed" / path.name
-    pictures = _pictures(nbformat.read(twin, as_version=4)) if twin.is_file() else {}
+    pictures = {}
+    if year is not None:
+        notebook = of_year(notebook, year)
+    elif twin.is_file():
+        pictures = _pictures(nbformat.read(twin, as_version=4))
     cells = []
     for cell in notebook.cells:
         cell.metadata.setdefault("nbgrader", LOCKED | {"grade_id": cell.id})

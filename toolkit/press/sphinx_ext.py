@@ -17,9 +17,11 @@ from typing import Any
 import nbformat
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+from toolkit.course.guide import table
 from toolkit.course.release import edition, is_exercises
 from toolkit.evidence.scoreboard import Chapter, render
 from toolkit.press import reader
@@ -40,6 +42,7 @@ OUTSIDE = re.compile(
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect everything; called by Sphinx."""
     app.add_directive("scoreboard", ScoreboardDirective)
+    app.add_directive("coursework", CourseworkDirective)
     app.add_node(Scoreboard, html=(_visit_scoreboard, _depart_scoreboard))
     app.add_config_value("toolkit_shared", "", "html")  # what every page shows: rewrites them all
     app.connect("config-inited", _configure)
@@ -61,6 +64,22 @@ class ScoreboardDirective(Directive):
     def run(self) -> list[nodes.Node]:
         """Leave a place for the table."""
         return [Scoreboard()]
+
+
+class CourseworkDirective(Directive):
+    """`{coursework} NAME`: a table of the teaching guide."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The table, read as the page's own Markdown."""
+        try:
+            text = table(self.arguments[0])
+        except ValueError as error:
+            raise self.error(str(error)) from error
+        place = nodes.Element()
+        self.state.nested_parse(StringList(text.splitlines(), ""), self.content_offset, place)
+        return place.children
 
 
 def _configure(app: Sphinx, config: Any) -> None:
@@ -96,12 +115,12 @@ def _outdated(app: Sphinx, env: Any, added: set, changed: set, removed: set) -> 
     """Pages whose twin depends on something that changed, though their source did not."""
     kept = getattr(env, "toolkit_keys", {})
     now = _keys(app, env)
-    return [name for name, key in now.items() if kept.get(name) != key] + _with_scoreboard(env)
+    return [name for name, key in now.items() if kept.get(name) != key] + _with_tables(env)
 
 
 def _keep_keys(app: Sphinx, env: Any) -> list[str]:
     env.toolkit_keys = _keys(app, env)
-    return _with_scoreboard(env)
+    return _with_tables(env)
 
 
 def _keys(app: Sphinx, env: Any) -> dict[str, str]:
@@ -113,8 +132,9 @@ def _keys(app: Sphinx, env: Any) -> dict[str, str]:
     }
 
 
-def _with_scoreboard(env: Any) -> list[str]:
-    return [name for name in env.found_docs if Path(name).name == "scoreboard"]
+def _with_tables(env: Any) -> list[str]:
+    """Pages whose tables are made of all chapters."""
+    return [name for name in env.found_docs if Path(name).name in ("scoreboard", "teaching")]
 
 
 # --- pages --------------------------------------------------------------------------------------

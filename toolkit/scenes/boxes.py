@@ -89,8 +89,8 @@ def pairwise_iou(
 
 
 def encode_boxes(
-    boxes: Float[Tensor, "*batch 4"], priors: Float[Tensor, "*batch 4"]
-) -> Float[Tensor, "*batch 4"]:
+    boxes: Float[Tensor, "*#batch 4"], priors: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*#batch 4"]:
     """Deltas that lead from priors to boxes: shifts in units of the prior's sides, log-ratios.
 
     Ren, He, Girshick and Sun, "Faster R-CNN" (2015), equation 2, with unit weights.
@@ -101,8 +101,8 @@ def encode_boxes(
 
 
 def decode_boxes(
-    deltas: Float[Tensor, "*batch 4"], priors: Float[Tensor, "*batch 4"]
-) -> Float[Tensor, "*batch 4"]:
+    deltas: Float[Tensor, "*#batch 4"], priors: Float[Tensor, "*#batch 4"]
+) -> Float[Tensor, "*#batch 4"]:
     """Boxes to which deltas lead from priors; log-ratios are clamped at log(1000/16).
 
     The inverse of `encode_boxes`; nothing is clipped to an image.

@@ -41,7 +41,7 @@ from toolkit.data import DataError, encode_h264, read_compressed
 from toolkit.learn.distributed import gather_with_grad, world
 from toolkit.learn.loop import warmup_cosine
 from toolkit.learn.metrics import recall_at_k
-from toolkit.learn.torchrun import torchrun_group
+from toolkit.learn.torchrun import load_checkpoint, save_checkpoint, torchrun_group
 from toolkit.representation.context_motion.loss import pointwise_info_nce
 from toolkit.representation.context_motion.network import ContextMotionNet, MotionPredictor
 from toolkit.representation.context_motion.pretext import motion_loss
@@ -427,7 +427,8 @@ def _pretrain(
     )
     schedule = LambdaLR(optimizer, lambda epoch: rate_factor(epoch, recipe.epochs, recipe.warmup))
     steps, total = 0, torch.zeros(2, device=device)
-    first = _resume(recipe, arm, net, optimizer, schedule)
+    parts = {"net": net, "optimizer": optimizer, "schedule": schedule}
+    first = load_checkpoint(recipe.folder, f"context_motion_{arm}", parts)
     for epoch in range(first, recipe.epochs):
         data.epoch, total = epoch, torch.zeros(2, device=device)
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -444,7 +445,7 @@ def _pretrain(
             if steps == recipe.max_steps:
                 break
         schedule.step()
-        _save(recipe, arm, net, optimizer, schedule, epoch + 1)
+        save_checkpoint(recipe.folder, f"context_motion_{arm}", parts, epoch + 1)
         if steps == recipe.max_steps:
             break
     if distributed:
@@ -558,29 +559,3 @@ def _loader(recipe: PaperRecipe, data: Dataset, batch: int, device: torch.device
     if not len(loader):
         raise ValueError(f"no batch of {batch} on each of {size} processes; use a smaller batch")
     return loader
-
-
-def _checkpoint(recipe: PaperRecipe, arm: str) -> Path:
-    return Path(recipe.folder).expanduser() / f"context_motion_{arm}.pt"
-
-
-def _save(recipe: PaperRecipe, arm: str, *parts: Any) -> None:
-    """After each epoch, under a temporary name first; the first process writes."""
-    if not recipe.folder or world()[0]:
-        return
-    *kept, epoch = parts
-    path = _checkpoint(recipe, arm)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save({"parts": [part.state_dict() for part in kept], "epoch": epoch}, temporary)
-    temporary.replace(path)
-
-
-def _resume(recipe: PaperRecipe, arm: str, *parts: Any) -> int:
-    """Load the last checkpoint, if there is one; the epoch to go on with."""
-    if not recipe.folder or not _checkpoint(recipe, arm).is_file():
-        return 0
-    state = torch.load(_checkpoint(recipe, arm), map_location="cpu", weights_only=True)
-    for part, kept in zip(parts, state["parts"], strict=True):
-        part.load_state_dict(kept)
-    return int(state["epoch"])

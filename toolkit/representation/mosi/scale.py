@@ -35,7 +35,13 @@ from torchvision.models.video.resnet import (
 
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import warmup_cosine
-from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
+from toolkit.learn.torchrun import (
+    average_buffers,
+    load_checkpoint,
+    save_checkpoint,
+    sum_over_ranks,
+    torchrun_group,
+)
 from toolkit.representation.mosi.augment import jitter_colours
 from toolkit.representation.mosi.generator import (
     MotionClass,
@@ -286,7 +292,7 @@ def _pretrain(
     )
     generator = torch.Generator().manual_seed(1000 * seed + world()[0])
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    first, steps = _resume(recipe, parts), 0
+    first, steps = load_checkpoint(recipe.folder, "mosi", parts), 0
     total = torch.zeros(3, device=device)
     for epoch in range(first, recipe.epochs):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -301,7 +307,7 @@ def _pretrain(
             steps += 1
             if steps == recipe.max_steps:
                 break
-        _save(recipe, parts, epoch + 1)
+        save_checkpoint(recipe.folder, "mosi", parts, epoch + 1)
         if steps == recipe.max_steps:
             break
     sum_over_ranks(total)
@@ -465,26 +471,3 @@ def _all_frames(file: Path) -> UInt8[Tensor, "t 3 h w"]:
 
 def _spaced(last: int, views: int) -> list[int]:
     return np.linspace(0, last, views).round().astype(int).tolist()
-
-
-def _save(recipe: PaperRecipe, parts: dict[str, Any], epoch: int) -> None:
-    """After each epoch, under a temporary name first; the first process writes."""
-    if not recipe.folder or world()[0]:
-        return
-    path = Path(recipe.folder).expanduser() / "mosi.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(state | {"epoch": epoch}, temporary)
-    temporary.replace(path)
-
-
-def _resume(recipe: PaperRecipe, parts: dict[str, Any]) -> int:
-    """Load the last checkpoint, if there is one; the epoch to go on with."""
-    path = Path(recipe.folder or ".").expanduser() / "mosi.pt"
-    if not recipe.folder or not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["epoch"])
