@@ -1,0 +1,1 @@
+"""Networks designed for a budget: fast ones by regression, expressive ones without training."""
