@@ -14,7 +14,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 # Shapes and types of every annotated function of these packages are checked while testing.
 CHECKED = ["runtime", "learn", "data"]
-CHECKED += ["optimization", "supervision", "representation", "scenes", "search"]
+CHECKED += ["optimization", "supervision", "representation", "scenes", "networks", "search"]
 install_import_hook([f"toolkit.{name}" for name in CHECKED], "tests.shapes.check")
 
 ROOT = Path(__file__).parents[1]
