@@ -12,6 +12,7 @@ from torch import nn
 from toolkit.learn.distributed import launch
 from toolkit.networks import genet
 from toolkit.networks.genet import training
+from toolkit.networks.images import Split
 from toolkit.networks.structures import build
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def small_data(monkeypatch):
     draw = torch.Generator().manual_seed(0)
 
     def split(n):
-        return training.Split(
+        return Split(
             torch.randn(n, 1, 28, 28, generator=draw), torch.randint(0, 10, (n,), generator=draw)
         )
 
