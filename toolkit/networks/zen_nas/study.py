@@ -161,7 +161,7 @@ def score_structure(recipe: Recipe, seed: int, device: torch.device) -> dict[str
     """Every proxy of `recipe.structure`, the mean over random networks; and what it cost.
 
     Returns:
-        `"NAME"`, and the median of its `"seconds/NAME"`.
+        `"NAME"`, and `"NAME/seconds"`, the median of one draw.
     """
     specs = parse(recipe.structure)
     results: dict[str, float] = {}
@@ -172,7 +172,7 @@ def score_structure(recipe: Recipe, seed: int, device: torch.device) -> dict[str
             begin = time.perf_counter()
             values.append(proxy(specs, RES, recipe.score_batch, draws))
             times.append(time.perf_counter() - begin)
-        results |= {name: float(np.mean(values)), f"seconds/{name}": float(np.median(times))}
+        results |= {name: float(np.mean(values)), f"{name}/seconds": float(np.median(times))}
     return results
 
 
