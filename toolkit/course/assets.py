@@ -6,8 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions")
-ONLINE = "https://cdnjs.cloudflare.com/ajax/libs/mathjax/3.2.2/es5/tex-chtml.js"
-"""Of a page that was sent alone, without the folder beside it."""
 LOADED = re.compile(
     r'<script src="https://[^"]*mathjax[^"]*">\s*</script>.*?<!-- End of mathjax configuration -->',
     re.DOTALL | re.IGNORECASE,
@@ -50,16 +48,12 @@ def with_mathjax(page: str, place: str) -> str:
 
     Args:
         page: HTML.
-        place: the folder of `lay_mathjax`, as seen from the page. A page that has lost it asks the
-            network.
+        place: the folder of `lay_mathjax`, as seen from the page. A page that has lost it
+            shows its formulas as TeX.
     """
-    fallback = (
-        "document.head.append(Object.assign(document.createElement('script'), "
-        f"{{src: '{ONLINE}'}}))"
-    )
     script = (
         r"<script>MathJax = {tex: {inlineMath: [['$', '$'], ['\\(', '\\)']], "
         "processEscapes: true}};</script>\n"
-        f'<script defer src="{place}/tex-chtml.js" onerror="{fallback}"></script>'
+        f'<script defer src="{place}/tex-chtml.js"></script>'
     )
     return LOADED.sub(lambda _: script, page)
