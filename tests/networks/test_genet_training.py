@@ -12,7 +12,6 @@ from torch import nn
 from toolkit.learn.distributed import launch
 from toolkit.networks import genet
 from toolkit.networks.genet import training
-from toolkit.networks.images import Split
 from toolkit.networks.structures import build
 
 CPU = torch.device("cpu")
@@ -29,21 +28,6 @@ FEW = replace(
     rank_steps=2,
     rank_batch=8,
 )
-
-
-@pytest.fixture
-def small_data(monkeypatch):
-    """A few random images instead of Fashion-MNIST."""
-    draw = torch.Generator().manual_seed(0)
-
-    def split(n):
-        return Split(
-            torch.randn(n, 1, 28, 28, generator=draw), torch.randint(0, 10, (n,), generator=draw)
-        )
-
-    splits = split(64), split(60), split(40)
-    monkeypatch.setattr(training, "load_splits", lambda device: splits)
-    return splits
 
 
 def teacher_of(stage, small_data):

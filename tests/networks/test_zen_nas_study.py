@@ -10,28 +10,12 @@ from scipy.stats import kendalltau
 
 from toolkit.learn.distributed import launch
 from toolkit.networks import zen_nas as zn
-from toolkit.networks.images import Split
 from toolkit.networks.structures import count, parse
 from toolkit.networks.zen_nas import scale, study
 
 CPU = torch.device("cpu")
 FEW = replace(zn.QUICK, steps=4, batch=16, judged=20, repeats=2, search_steps=30, population=6)
 STRUCTURE = "SuperConvK3BNRELU(1,8,2,1)SuperResK3K3(8,8,2,4,1)SuperConvK1BNRELU(8,16,1,1)"
-
-
-@pytest.fixture
-def small_data(monkeypatch):
-    """A few random images instead of Fashion-MNIST."""
-    draw = torch.Generator().manual_seed(0)
-
-    def split(n):
-        return Split(
-            torch.randn(n, 1, 28, 28, generator=draw), torch.randint(0, 10, (n,), generator=draw)
-        )
-
-    splits = split(64), split(60), split(40)
-    monkeypatch.setattr(study, "load_splits", lambda device: splits)
-    return splits
 
 
 # --- networks of the ranking study --------------------------------------------------------------
