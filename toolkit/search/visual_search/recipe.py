@@ -10,6 +10,7 @@ ARMS = (
     "random",
     "raw",
     "category",
+    "noise.1",
     "noise.2",
     "noise.4",
 )
