@@ -3,11 +3,9 @@
 Targets: at a million items, 256 bits, one query at a time: recall@10 ≥ .98 of exact search at ≥ 10×
 its queries per second, and ≥ 1 / 1.2 of those of raw faiss (our layers cost at most 20 %); ≥ 20,000
 adds a second while serving. Features: Fashion-MNIST, 64 principal components, with noise of their
-own. One thread. `python -m benchmarks.visual_search 10000000` adds the largest point (10 GB).
+own. One thread. `python benchmarks/visual_search.py 10000000` adds the largest point (10 GB).
 """
 
-import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,20 +13,21 @@ import time
 
 import faiss
 import numpy as np
+import pandas as pd
 import torch
 
-from toolkit.runtime import race
+from _report import report
+from toolkit.runtime import race, start
 from toolkit.search import visual_search
 from toolkit.search.topk import overlap
 from toolkit.search.visual_search import measure
-from toolkit.search.visual_search.remote import RemoteIndex
 
 MILLION, K = 1_000_000, 10
 COARSE = {"flat": {}, "ivf": {"lists": 1024, "probe": 48}}
 
 
 def main(largest: int = MILLION) -> None:
-    torch.set_num_threads(1)
+    start()
     faiss.omp_set_num_threads(1)
     data = visual_search.clothes()
     queries = measure.clustered(data.test, 64, 1).numpy()
@@ -39,7 +38,7 @@ def main(largest: int = MILLION) -> None:
     by_size(data, queries, encoder, largest)
     in_torch(encoder, items[:100_000], queries)
     peers(items[:20_000], queries)
-    replicas(items[:200_000].numpy(), queries)
+    replicas(items[:300_000], queries)
     plan()
 
 
@@ -56,8 +55,10 @@ def against_raw(items, queries, encoder) -> None:
 
 
 def one_race(coarse, index, exact, queries, truth) -> None:
-    live = visual_search.LiveIndex(lambda: visual_search.BinaryRerankIndex(index.encoder, 200))
-    live._parts = (index, live._parts[-1])
+    """Exact search, the codes alone, our index, and the live index around it."""
+    make = lambda: visual_search.BinaryRerankIndex(index.encoder, 200)  # noqa: E731
+    live = visual_search.LiveIndex(make)
+    live._parts = (index, live._parts[-1])  # a million items are not added twice
     codes, asked = index.codes(queries), torch.from_numpy(queries)
     turn = iter(range(10**9))
 
@@ -72,14 +73,13 @@ def one_race(coarse, index, exact, queries, truth) -> None:
         raw=lambda: one(index.core.search, codes, 200),
         ours=lambda: one(index.search, asked, K),
         live=lambda: one(live.search, asked, K),
-    ).median()
+    )
     recall = float(overlap(live.search(asked, K).ids, truth).mean())
-    faster, layers = seconds["exact"] / seconds["live"], seconds["live"] / seconds["raw"]
-    times = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items())
-    print(f"binary {coarse}, {len(index):,} items, 256 bits, 200 candidates; ms a query: {times}")
-    show(f"recall@{K} {recall:.3f}", "≥ 0.98", recall >= 0.98)
-    show(f"{faster:.1f}× the queries of exact float search", "≥ 10×", faster >= 10)
-    show(f"our layers cost {100 * (layers - 1):.0f} % over raw faiss", "≤ 20 %", layers <= 1.2)
+    name = f"{coarse} codes, {len(index) / 1e6:g} M items"
+    report(f"{name}: recall@{K}", pd.Series([recall]), "", at_least=0.98)
+    report(f"{name}: exact float / live", seconds["exact"] / seconds["live"], at_least=10)
+    report(f"{name}: live / codes by faiss alone", seconds["live"] / seconds["raw"], at_most=1.2)
+    report(f"{name}: a query", 1e3 * seconds["live"], "ms")
     live.close()
 
 
@@ -111,7 +111,12 @@ def real_time(items, queries, encoder) -> None:
         stop.set()
         reader.join()
         live.wait()
-        show(f"{rate:,.0f} durable adds/s, {len(latency)} searches", "≥ 20,000", rate >= 20_000)
+        report(
+            f"durable adds while {len(latency)} searches ran",
+            pd.Series([rate]),
+            "/s",
+            at_least=20_000,
+        )
         stop, latency = threading.Event(), []
         reader = threading.Thread(target=serve, args=(0.01,))
         reader.start()
@@ -120,11 +125,12 @@ def real_time(items, queries, encoder) -> None:
             time.sleep(0.09)
         stop.set()
         reader.join()
-        p50, p95, p99 = 1e3 * np.quantile(latency, (0.5, 0.95, 0.99))
-        print(
-            f"  100 queries/s and 1,000 adds/s on {len(live):,} items: "
-            f"p50 {p50:.1f}, p95 {p95:.1f}, p99 {p99:.1f} ms"
-        )
+        for share in (0.5, 0.95, 0.99):
+            report(
+                f"100 queries/s and 1,000 adds/s: p{100 * share:.0f}",
+                pd.Series([1e3 * np.quantile(latency, share)]),
+                "ms",
+            )
         live.close()
 
 
@@ -161,9 +167,9 @@ def in_torch(encoder, items, queries) -> None:
         warmup=1,
         faiss=lambda: peer.search(asked.numpy(), 60),
         torch=lambda: visual_search.hamming_topk(asked, codes, 60),
-    ).median()
+    )
     slower = seconds["torch"] / seconds["faiss"]
-    show(f"hamming_topk, 64 queries, 100,000 codes: {slower:.1f}× faiss", "≤ 4×", slower <= 4)
+    report("hamming_topk / faiss, 64 queries, 100,000 codes", slower, at_most=4)
 
 
 def peers(items, queries) -> None:
@@ -175,7 +181,7 @@ def peers(items, queries) -> None:
     for kind in ("flat", "ivf", "hnsw", "ivfpq"):
         index = visual_search.FaissIndex(items.shape[1], kind)
         index.add(np.arange(len(items)), items)
-        report(kind, lambda q, k, i=index: i.search(torch.from_numpy(q), k), asked, truth)
+        rival(kind, lambda q, k, i=index: i.search(torch.from_numpy(q), k), asked, truth)
     lsh = faiss.IndexLSH(items.shape[1], 256)
     lsh.train(items.numpy())
     lsh.add(items.numpy())
@@ -191,78 +197,23 @@ def peers(items, queries) -> None:
                 index.add(np.arange(len(items)), items)
                 index.optimize()
                 search = lambda q, k, i=index: i.search(torch.from_numpy(q), k)  # noqa: E731
-                report(f"zvec {kind}", search, asked, truth)
+                rival(f"zvec {kind}", search, asked, truth)
                 index.close()
     except ImportError:
         print("  zvec is not installed")
 
 
-def report(name, search, asked, truth) -> None:
+def rival(name, search, asked, truth) -> None:
+    """Milliseconds a query and recall of another index."""
     times = measure.seconds_per_query(search, asked.numpy(), K)
     recall = overlap(search(asked.numpy(), K).ids, truth).mean()
     print(f"  {name}: {1e3 * np.median(times):.3f} ms, recall@{K} {recall:.3f}")
 
 
-SHARD = """
-import sys, numpy as np, torch
-from toolkit.search import visual_search
-from toolkit.search.visual_search.remote import ShardServer
-torch.set_num_threads(1)
-rows = torch.from_numpy(np.load(sys.argv[1]))
-index = visual_search.FaissIndex(rows.shape[1])
-index.add(np.arange(len(rows)), rows)
-server = ShardServer(index)
-print(server.address[1], flush=True)
-server.run()
-"""
-
-
 def replicas(items, queries) -> None:
     """Queries per second of one and of two replicas, each a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/items.npy"
-        np.save(path, items)
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", SHARD, path],
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-            for _ in range(2)
-        ]
-        try:
-            ports = [int(process.stdout.readline()) for process in processes]
-            remotes = [RemoteIndex(("127.0.0.1", port)) for port in ports]
-            rates = [throughput(remotes[:count], queries) for count in (1, 2)]
-        finally:
-            for process in processes:
-                process.terminate()
-                process.wait()
-    gain = rates[1] / rates[0]
-    print(f"replicas over sockets: {rates[0]:.0f} and {rates[1]:.0f} queries/s, {gain:.2f}×")
-
-
-def throughput(remotes, queries, count: int = 300) -> float:
-    index = visual_search.ShardedIndex([remotes])
-    todo = iter(range(count))
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                place = next(todo, None)
-            if place is None:
-                return
-            index.search(torch.from_numpy(queries[place % 64 : place % 64 + 1]), K)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return count / (time.perf_counter() - begin)
+    seconds = measure.replica_seconds(items, torch.from_numpy(queries))
+    report("two replicas over one, over sockets", pd.Series(seconds["one"] / seconds["two"]))
 
 
 def plan(count: float = 3e9, d: int = 512, bits: int = 512, ram: float = 256e9) -> None:
@@ -275,10 +226,6 @@ def plan(count: float = 3e9, d: int = 512, bits: int = 512, ram: float = 256e9) 
         f"{count * item / 1e12:.1f} TB, {shards} shards of {ram / 1e9:.0f} GB; a flat scan reads "
         f"{scan / 1e9:.0f} GB a query and shard, 1 % of the cells {scan / 1e8:.1f} × 100 MB"
     )
-
-
-def show(what: str, target: str, met: bool) -> None:
-    print(f"  {what}, target {target}: {'met' if met else 'missed'}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from toolkit.search import visual_search as vs
 from toolkit.search.topk import overlap
 from toolkit.search.visual_search.journal import DamagedLog, Journal
-from toolkit.search.visual_search.remote import RemoteIndex, ShardServer
+from toolkit.search.visual_search.remote import RemoteIndex, ShardServer, replica_processes
 from toolkit.search.visual_search.store import Items, Positions, check_features
 
 D = 16
@@ -471,6 +471,19 @@ def test_a_damaged_snapshot_is_refused(tmp_path):
     path.write_bytes(blob)
     with pytest.raises(ValueError, match="checksum"):
         vs.LiveIndex(lambda: vs.FaissIndex(D), folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_replicas_in_processes_answer_like_one_index():
+    index = vs.FaissIndex(D)
+    index.add(np.arange(len(X)), X)
+    with replica_processes(X, 2) as replicas:
+        shards = vs.ShardedIndex([replicas])
+        for _ in range(2):  # each replica once
+            assert torch.equal(shards.search(Q, 7).ids, index.search(Q, 7).ids)
+        shards.close()
+    with pytest.raises(ConnectionError):
+        replicas[0].search(Q, 7)
 
 
 WRITER = """

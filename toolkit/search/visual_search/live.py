@@ -121,15 +121,19 @@ class LiveIndex:
     ) -> Found:
         """The k best of main and delta, as `FaissIndex.search` has it."""
         check_k(k)
-        with self._lock:
-            self._open()
-            parts = self._parts
-        # an item that is updated meanwhile leaves the main before it is in the delta for a reader
-        # that looks in this order: it is never missed, and the later copy wins
-        found = [part.search(features, k, filter) for part in parts[:-1] if len(part)]
-        if len(parts[-1]):
+        # An item that is updated meanwhile leaves the older parts before it is in the delta; since
+        # the delta is read last, and a reader whose parts were exchanged begins again, it is never
+        # missed, and the later copy wins.
+        while True:
             with self._lock:
-                found.append(parts[-1].search(features, k, filter))
+                self._open()
+                parts = self._parts
+            found = [part.search(features, k, filter) for part in parts[:-1] if len(part)]
+            with self._lock:
+                if parts is self._parts:
+                    if len(parts[-1]):
+                        found.append(parts[-1].search(features, k, filter))
+                    break
         if len(found) == 1:
             return found[0]
         if not found:

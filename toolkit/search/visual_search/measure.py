@@ -4,6 +4,7 @@ Each function returns values; intervals belong to the chapter.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ from toolkit.search.visual_search.codes import BinaryEncoder
 from toolkit.search.visual_search.fusion import CategoryFusion
 from toolkit.search.visual_search.index import BinaryRerankIndex, FaissIndex, fine_rank
 from toolkit.search.visual_search.live import LiveIndex, staleness
+from toolkit.search.visual_search.remote import replica_processes
 from toolkit.search.visual_search.shards import ShardedIndex
 
 COMPONENTS = 64
@@ -182,6 +184,37 @@ def sharding(
             "scores": torch.equal(found.scores, expected.scores),
         }
     return results
+
+
+def replica_seconds(
+    items: Float[Tensor, "n d"],
+    queries: Float[Tensor, "b d"],
+    *,
+    rounds: int = 10,
+    asked: int = 100,
+    k: int = 60,
+    clients: int = 4,
+) -> dict[str, NDArray]:
+    """Seconds of many single queries over one replica and over two, in turn, `rounds` times.
+
+    Each replica is a process that keeps to one core; `clients` threads ask at the same time.
+    """
+    seconds: dict[str, list[float]] = {"one": [], "two": []}
+    with replica_processes(items, 2) as replicas, ThreadPoolExecutor(clients) as pool:
+        shards = {
+            "one": ShardedIndex([replicas[:1]], workers=clients),
+            "two": ShardedIndex([replicas], workers=clients),
+        }
+        turns = [queries[place % len(queries)][None] for place in range(asked)]
+        for turn in range(-1, rounds):
+            for name, index in shards.items():
+                begin = time.perf_counter()
+                list(pool.map(lambda query, index=index: index.search(query, k), turns))
+                if turn >= 0:  # the first is for warming up
+                    seconds[name].append(time.perf_counter() - begin)
+        for index in shards.values():
+            index.close()
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 # --- C: an index that changes -------------------------------------------------------------------

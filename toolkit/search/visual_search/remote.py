@@ -1,10 +1,17 @@
 """A shard in another process: length-prefixed messages over a socket, arrays as safetensors."""
 
 import json
+import os
 import socket
 import socketserver
 import struct
+import subprocess
+import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,3 +186,37 @@ def _exactly(line: socket.socket, count: int) -> bytes:
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
+
+
+# --- replicas as processes ----------------------------------------------------------------------
+
+
+@contextmanager
+def replica_processes(items: Float[Tensor, "n d"], count: int) -> Iterator[list[RemoteIndex]]:
+    """So many processes that serve the same items; ended on leaving.
+
+    Each stands for a machine of one core: where the system allows it, it keeps to a core.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npy"
+        np.save(path, items.numpy())
+        command = [sys.executable, "-m", "toolkit.search.visual_search.replica", str(path)]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        processes = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads)
+            for _ in range(count)
+        ]
+        try:
+            yield [RemoteIndex(("127.0.0.1", _port(process))) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+def _port(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.strip().isdigit():
+        raise ConnectionError(f"a shard did not start: it said {line!r}")
+    return int(line)
