@@ -25,7 +25,7 @@ book: install data  ## Install, fetch the data, execute the chapters, build the 
 test: install-dev data browser  ## Everything: style, units, notebooks, site, browser
 	@ruff check . && ruff format --check . && mypy && lint-imports
 	@echo "== unit tests"
-	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile tests --ignore=tests/book
+	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadscope tests --ignore=tests/book
 	@echo "== the book, executed and built"
 	@toolkit build
 	@echo "== the executed chapters, validated again"
@@ -36,7 +36,7 @@ test: install-dev data browser  ## Everything: style, units, notebooks, site, br
 
 check: install-dev  ## Style, types, arrows and the quick unit tests (under 90 s)
 	@ruff check . && ruff format --check . && mypy && lint-imports
-	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile -m "not slow" tests --ignore=tests/book
+	@OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadscope -m "not slow" tests --ignore=tests/book
 
 bench: install-dev data  ## Every speed claim as a ratio against its named peer
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; OMP_NUM_THREADS=1 python $$script; done

@@ -15,6 +15,7 @@ from scipy.optimize import linprog
 from scipy.sparse import eye_array, kron
 from torch.nn import functional as F
 
+from _report import report
 from toolkit.representation import coke
 from toolkit.runtime import race, start
 
@@ -39,8 +40,8 @@ def main() -> None:
         sinkhorn=lambda: coke.sinkhorn(x @ centers.T).argmax(dim=1),
     )
     print("ms a batch: " + ", ".join(f"{k} {1e3 * v:.1f}" for k, v in seconds.median().items()))
-    report("online / bare", seconds["online"] / seconds["bare"], FLOOR_TARGET, most=True)
-    report("Sinkhorn / online", seconds["sinkhorn"] / seconds["online"], SINKHORN_TARGET)
+    report("online / bare", seconds["online"] / seconds["bare"], at_most=FLOOR_TARGET)
+    report("Sinkhorn / online", seconds["sinkhorn"] / seconds["online"], at_least=SINKHORN_TARGET)
 
     scores, low = coke.long_tail_stream(2000, 0), np.full(20, 40)
     seconds = race(
@@ -80,16 +81,6 @@ def whole_program(scores: np.ndarray, low: np.ndarray) -> float:
         method="highs",
     )
     return -found.fun
-
-
-def report(name: str, ratio: pd.Series, target: float | None = None, most: bool = False) -> None:
-    """One line: the median and its spread, and whether the target is met."""
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
-    line = f"{name:42} {middle:8.2f} (10 % to 90 % of samples: {low:.2f} to {high:.2f})"
-    if target is not None:
-        met = middle <= target if most else middle >= target
-        line += f"  target {'≤' if most else '≥'} {target}: {'met' if met else 'MISSED'}"
-    print(line)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from _report import report
 from toolkit.networks import genet
 from toolkit.networks.latency import LatencyTable
 from toolkit.networks.structures import build
@@ -54,9 +55,9 @@ def searching() -> None:
     times = race(rounds=7, warmup=1, ours=ours, loop=loop)
     whole = times["loop"] * size / PART
     print(f"{size:,} structures, the best {TOPQ} within a budget")
-    report("search", 1e3 * times["ours"], "ms", f"≤ {SEARCH_MS:g} ms", SEARCH_MS, most=True)
-    report("loop", whole, "s", f"(expected ≥ {LOOP_S:g} s)", LOOP_S, most=False)
-    report("loop / search", whole / times["ours"], "×", "", 1.0, most=False)
+    report("search", 1e3 * times["ours"], "ms", at_most=SEARCH_MS)
+    report("loop", whole, "s", at_least=LOOP_S)
+    report("loop / search", whole / times["ours"])
 
 
 def made_up_regression() -> genet.LLR:
@@ -94,15 +95,7 @@ def fusing(name: str, net: nn.Module, x: torch.Tensor) -> None:
         times = race(rounds=21, warmup=3, plain=lambda: net(x), fused=lambda: fused(x))
     times = times.groupby(times.index // 3).min()
     print(f"{name}: {1e3 * times['plain'].median():.3g} ms with batch norms")
-    report("  plain / fused", times["plain"] / times["fused"], "×", f"≥ {FUSED:g}×", FUSED, False)
-
-
-def report(name: str, values: pd.Series, unit: str, target: str, limit: float, most: bool) -> None:
-    """Median, range, and whether the target is met."""
-    middle = values.median()
-    met = middle <= limit if most else middle >= limit
-    verdict = f", target {target}: {'met' if met else 'missed'}" if target else ""
-    print(f"{name}: {middle:.3g} {unit} ({values.min():.3g} to {values.max():.3g}){verdict}")
+    report("  plain / fused", times["plain"] / times["fused"], at_least=FUSED)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
+from _report import report
 from toolkit.data import SCENE_CLASSES, Scenes, load_emoji_scenes
 from toolkit.runtime import race, start
 from toolkit.scenes.boxes import pad_boxes, pad_labels
@@ -58,10 +59,9 @@ def step() -> None:
     def torchvisions() -> None:
         sum(theirs(list(x), targets).values()).backward()
 
-    times = race(9, 3, ours=mine, torchvision=torchvisions).median()
-    gain = times["torchvision"] / times["ours"]
-    print(f"training step, {BATCH} pictures: {1e3 * times['ours']:.1f} ms")
-    print(f"  torchvision's FasterRCNN: {gain:.2f} × (target ≥ {STEP})")
+    times = race(9, 3, ours=mine, torchvision=torchvisions)
+    report(f"training step, {BATCH} pictures", 1e3 * times["ours"], "ms")
+    report("  torchvision's FasterRCNN / ours", times["torchvision"] / times["ours"], at_least=STEP)
 
 
 class Levels(nn.Module):
@@ -132,10 +132,10 @@ def arms() -> None:
         static=one(1, frozen, mix_prob=0.0),
         instant=one(1, images),
         **{"two networks": one(2, images)},
-    ).median()
-    print(f"supervised step: {1e3 * times['supervised']:.1f} ms")
+    )
+    report("supervised step", 1e3 * times["supervised"], "ms")
     for arm, most in RATIOS.items():
-        print(f"  {arm}: {times[arm] / times['supervised']:.2f} of it (target ≤ {most})")
+        report(f"  {arm} / supervised", times[arm] / times["supervised"], at_most=most)
 
 
 def labelling() -> None:
@@ -148,11 +148,10 @@ def labelling() -> None:
         batch=lambda: pseudo_label(first, x, 0.3),
         each=lambda: [pseudo_label(first, one[None], 0.3) for one in x],
         rectified=lambda: co_rectify(first, second, x, 0.3),
-    ).median()
-    gain = times["each"] / times["batch"]
-    print(f"labelling {BATCH} pictures: {1e3 * times['batch']:.1f} ms")
-    print(f"  one by one: {gain:.2f} × (target ≥ {LABEL})")
-    print(f"  co-rectify: {times['rectified'] / times['batch']:.2f} of it")
+    )
+    report(f"labelling {BATCH} pictures", 1e3 * times["batch"], "ms")
+    report("  one by one / at once", times["each"] / times["batch"], at_least=LABEL)
+    report("  co-rectify / at once", times["rectified"] / times["batch"])
 
 
 def judging() -> None:
@@ -170,13 +169,10 @@ def judging() -> None:
 
     judged = judge_labels(found, boxes, labels, CLASSES)
     assert sum(sum(hits) for hits in loop()) == judged.hit.sum()
-    times = race(
-        5, 1, ours=lambda: judge_labels(found, boxes, labels, CLASSES), reference=loop
-    ).median()
+    times = race(5, 1, ours=lambda: judge_labels(found, boxes, labels, CLASSES), reference=loop)
     count = sum(len(one.scores) for one in found)
-    print(f"judging {count} labels at ten thresholds: {1e3 * times['ours']:.1f} ms")
-    gain = times["reference"] / times["ours"]
-    print(f"  a loop over labels: {gain:.2g} × (target ≥ {JUDGE})")
+    report(f"judging {count} labels at ten thresholds", 1e3 * times["ours"], "ms")
+    report("  a loop over labels / ours", times["reference"] / times["ours"], at_least=JUDGE)
 
 
 def matched(iou: Tensor, same: Tensor, least: float) -> list[bool]:

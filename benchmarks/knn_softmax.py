@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
+from _report import report
 from toolkit.runtime import race
 from toolkit.search import knn_softmax
 from toolkit.search.knn_softmax import graph
@@ -23,10 +24,10 @@ SETTINGS = {"full": ("torch", 1.0), "knn": ("knn", 0.1), "random": ("random", 0.
 def main(sizes: tuple[int, ...] = (100_000, 1_000_000)) -> None:
     torch.set_num_threads(1)
     for num_classes in sizes:
-        report(num_classes)
+        race_of(num_classes)
 
 
-def report(num_classes: int) -> None:
+def race_of(num_classes: int) -> None:
     steps = knn_softmax.softmax_steps(num_classes, WIDTH, SETTINGS, batch=BATCH)
     # Two races: after the full softmax, whoever comes next finds the caches cold.
     first = fastest(num_classes, full=steps["full"], knn=steps["knn"])
@@ -35,8 +36,8 @@ def report(num_classes: int) -> None:
     print("  " + ", ".join(f"{k} {1e3 * v:.2f}" for k, v in first.median().items()))
     print("  " + ", ".join(f"{k} {1e3 * v:.2f}" for k, v in second.median().items()))
     gain, like = first["full"] / first["knn"], second["knn"] / second["random"]
-    show("full / KNN", gain, f"≥ {FASTER:g}", gain.median() >= FASTER)
-    show("KNN / random", like, f"≤ {1 + LIKE_RANDOM:g}", like.median() <= 1 + LIKE_RANDOM)
+    report("  full / KNN", gain, at_least=FASTER)
+    report("  KNN / random", like, at_most=1 + LIKE_RANDOM)
     amortised(num_classes, first.median())
 
 
@@ -45,11 +46,6 @@ def fastest(num_classes: int, **steps: Callable[[], None]) -> pd.DataFrame:
     block, blocks = (5, 8) if num_classes <= 100_000 else (2, 5)
     seconds = race(rounds=block * blocks, warmup=2, **steps)
     return seconds.groupby(seconds.index // block).min()
-
-
-def show(name: str, ratios: pd.Series, target: str, met: bool) -> None:
-    spread = f"{ratios.median():.2f}× ({ratios.min():.2f}–{ratios.max():.2f})"
-    print(f"  {name}: {spread}, target {target}: {'met' if met else 'missed'}")
 
 
 def amortised(num_classes: int, step: pd.Series) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from _report import report
 from toolkit.learn.nets import mlp
 from toolkit.learn.stacked import StackedMLP
 from toolkit.runtime import race, start
@@ -42,7 +43,11 @@ def losses(classes: int, target: float) -> None:
 
     torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-7)
     seconds = race(rounds=30, ours=ours, theirs=theirs)
-    report(f"loss, K = {classes:,}: time / torch's", seconds["ours"] / seconds["theirs"], target)
+    report(
+        f"loss, K = {classes:,}: time / torch's",
+        seconds["ours"] / seconds["theirs"],
+        at_most=target,
+    )
 
 
 def stacked_training() -> None:
@@ -67,7 +72,7 @@ def stacked_training() -> None:
 
     seconds = race(rounds=30, stacked=stacked, loop=loop)
     ratio = seconds["loop"] / seconds["stacked"]
-    report(f"{REPLICAS} stacked networks: times faster", ratio, STACK_TARGET, at_most=False)
+    report(f"{REPLICAS} stacked networks: times faster", ratio, at_least=STACK_TARGET)
 
 
 def meter() -> None:
@@ -95,19 +100,9 @@ def meter() -> None:
         closed=lambda: gradient_deviation(stack, xs, ys),
         vmap=lambda: gradient_deviation(net, x, y),
     )
-    report("meter, closed form: time / 10 steps", seconds["closed"] / seconds["steps"], 1.0)
+    report("meter, closed form: time / 10 steps", seconds["closed"] / seconds["steps"], at_most=1)
     per_network = seconds["vmap"] * REPLICAS / seconds["steps"]
     print(f"  meter by vmap, any network: {per_network.median():.3g} times 10 steps, no target")
-
-
-def report(what: str, ratio, target: float, *, at_most: bool = True) -> None:
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
-    met = middle <= target if at_most else middle >= target
-    sign = "≤" if at_most else "≥"
-    print(
-        f"{what}: {middle:.3g} (10 % to 90 % of rounds: {low:.3g} to {high:.3g}); "
-        f"target {sign} {target:g}: {'met' if met else 'MISSED'}"
-    )
 
 
 if __name__ == "__main__":

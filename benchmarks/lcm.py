@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from _report import report
 from toolkit.runtime import race, start
 from toolkit.scenes import lcm
 
@@ -31,7 +32,7 @@ def main() -> None:
             attention=lambda peer=peer: F.scaled_dot_product_attention(*peer),
         )
         print(f"{batch} × {time} frames of {rows}×{columns}, keys {ck}, values {cv}")
-        report("  read / attention", seconds["read"] / seconds["attention"], READ_TARGET)
+        report("  read / attention", seconds["read"] / seconds["attention"], at_most=READ_TARGET)
         report("  in chunks of a frame / attention", seconds["chunked"] / seconds["attention"])
     frames(generator)
 
@@ -54,24 +55,15 @@ def frames(generator: torch.Generator) -> None:
         steps[name] = step
     seconds = fastest(**steps)
     print(f"frames a second, 64×64: {8 / seconds['global'].median():.0f} with the global read")
-    report("  whole LCM / global read", seconds["whole"] / seconds["global"], MODULES_TARGET)
+    report(
+        "  whole LCM / global read", seconds["whole"] / seconds["global"], at_most=MODULES_TARGET
+    )
 
 
 def fastest(block: int = 3, blocks: int = 6, **steps) -> pd.DataFrame:
     """Seconds; each sample is the fastest of a few rounds, which leaves out what others cost."""
     seconds = race(rounds=block * blocks, warmup=2, **steps)
     return seconds.groupby(seconds.index // block).min()
-
-
-def report(name: str, ratio: pd.Series, target: float | None = None) -> None:
-    """The median ratio with its quartiles."""
-    low, middle, high = ratio.quantile([0.25, 0.5, 0.75])
-    aim = (
-        ""
-        if target is None
-        else f", target ≤ {target:g}: {'met' if middle <= target else 'MISSED'}"
-    )
-    print(f"{name}: {middle:.2f} × (quartiles {low:.2f} to {high:.2f}){aim}")
 
 
 if __name__ == "__main__":

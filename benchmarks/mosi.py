@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from _report import report
 from toolkit.data import decode, load_emoji_video
 from toolkit.representation import mosi
 from toolkit.runtime import race, start
@@ -46,10 +47,11 @@ def main() -> None:
             batch_loop=partial(looped_batch, images, crop, frames),
         )
         print(f"{name}: {len(clips)} clips, {1e3 * times['generator'].median():.2f} ms")
-        print(f"  copies of the output: {ratio(times, 'generator', 'copy')}, target ≤ {COPIES:g}")
-        print(f"  loop / generator: {ratio(times, 'loop', 'generator')}, target ≥ {LOOP:g}")
-        print(f"  loop / copy, the most that is possible: {ratio(times, 'loop', 'copy')}")
-        print(f"  whole training batch, loop / ours: {ratio(times, 'batch_loop', 'batch')}")
+        middle = times.median()
+        report("  generator / copy", times["generator"] / middle["copy"], at_most=COPIES)
+        report("  loop / generator", times["loop"] / middle["generator"], at_least=LOOP)
+        report("  loop / copy, the most that is possible", times["loop"] / middle["copy"])
+        report("  training batch, loop / ours", times["batch_loop"] / middle["batch"])
     against_decoding()
 
 
@@ -69,12 +71,6 @@ def fastest(**steps: Callable[[], Tensor]) -> pd.DataFrame:
     """Seconds; each sample is the fastest of five calls, which leaves out what others cost."""
     seconds = race(rounds=35, warmup=3, **steps)
     return seconds.groupby(seconds.index // 5).min()
-
-
-def ratio(times: pd.DataFrame, above: str, below: str) -> str:
-    """Median and quartiles of a time over the median of another."""
-    low, middle, high = (times[above] / times[below].median()).quantile([0.25, 0.5, 0.75])
-    return f"{middle:.3g} × ({low:.3g} to {high:.3g})"
 
 
 def generated(images: Tensor, crop: int, frames: int) -> Tensor:

@@ -8,6 +8,7 @@ the k = 8 product, whose mean number of Hessian-vector products is 3.5, against
 
 import torch
 
+from _report import report
 from toolkit.optimization.moving_average import (
     AdamFamily,
     SaturatingBowl,
@@ -46,7 +47,7 @@ def chains() -> None:
 
     seconds = race(batched=batched, loop=loop)
     ratio = (CHAINS / seconds["batched"]) / (LOOPED / seconds["loop"])
-    report("chains, times the loop", ratio, lambda middle: middle >= 100, "≥ 100")
+    report("chains, times the loop", ratio, at_least=100)
 
 
 def by_optimizer(bowl: SaturatingBowl, chain: int) -> torch.Tensor:
@@ -76,8 +77,7 @@ def step() -> None:
     report(
         "AdamFamily step over Adam(foreach=True)",
         seconds["family"] / seconds["torch"],
-        lambda middle: middle <= 1.1,
-        "≤ 1.1",
+        at_most=1.1,
     )
 
 
@@ -106,16 +106,7 @@ def neumann() -> None:
             rounds=10, products=products, solve=lambda H=H, v=v: torch.linalg.solve(H, v)
         )
         ratio = seconds["solve"] / (seconds["products"] / TERMS)
-        report(f"solve over product, d = {d}", ratio, None, "")
-
-
-def report(name: str, ratio, passes, target: str) -> None:
-    """One line: median, spread, target."""
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
-    verdict = (
-        "" if passes is None else f"  target {target}: {'met' if passes(middle) else 'MISSED'}"
-    )
-    print(f"{name:42} {middle:10,.2f} (10 % to 90 %: {low:,.2f} to {high:,.2f}){verdict}")
+        report(f"solve over product, d = {d}", ratio)
 
 
 if __name__ == "__main__":

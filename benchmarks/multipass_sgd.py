@@ -2,6 +2,7 @@
 
 import torch
 
+from _report import report
 from toolkit.optimization.multipass_sgd import sgd_trajectories, visiting_orders
 from toolkit.optimization.problems import SineLink, log_spaced_spectrum
 from toolkit.runtime import race, start
@@ -33,11 +34,9 @@ def main() -> None:
     steps = {"batched": len(ETAS) * len(SEEDS) * EXAMPLES, "loop": LOOPED * EXAMPLES}
     speed = {name: steps[name] / seconds[name] for name in steps}
     ratio = speed["batched"] / speed["loop"]
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
     for name in steps:
         print(f"{name:8} {speed[name].median():12,.0f} trajectory-steps per second")
-    print(f"ratio    {middle:12,.0f} times (10 % to 90 % of rounds: {low:,.0f} to {high:,.0f})")
-    print(f"target   {TARGET:12,.0f} times: {'met' if middle >= TARGET else 'MISSED'}")
+    report("batched / loop", ratio, at_least=TARGET)
 
 
 def by_optimizer(

@@ -1,9 +1,9 @@
 """Partial kernels against full ones, norms without an n×n matrix, and what KDA adds to a step."""
 
 import numpy as np
-import pandas as pd
 import torch
 
+from _report import report
 from toolkit.networks import nystrom_distillation as nd
 from toolkit.networks.nystrom_distillation.training import seeded_net
 from toolkit.runtime import race, start
@@ -40,7 +40,9 @@ def full_gram(n: int) -> None:
     """The Nyström loss against the same loss on the whole n×n matrix."""
     seconds = race(3, 1, partial=partial_loss(n), full=full_loss(n))
     report(
-        f"full Gram / Nyström loss, n = {n:,}", seconds["full"] / seconds["partial"], LOSS_TARGET
+        f"full Gram / Nyström loss, n = {n:,}",
+        seconds["full"] / seconds["partial"],
+        at_least=LOSS_TARGET,
     )
 
 
@@ -62,9 +64,9 @@ def norms(n: int) -> None:
         explicit_error=explicit_error,
     )
     gain = seconds["explicit"] / seconds["distance"]
-    report(f"explicit / d×d kernel distance, n = {n:,}", gain, NORM_TARGET)
+    report(f"explicit / d×d kernel distance, n = {n:,}", gain, at_least=NORM_TARGET)
     gain = seconds["explicit_error"] / seconds["error"]
-    report(f"explicit / d×d Nyström error, n = {n:,}", gain, NORM_TARGET)
+    report(f"explicit / d×d Nyström error, n = {n:,}", gain, at_least=NORM_TARGET)
 
 
 def steps() -> None:
@@ -79,10 +81,10 @@ def steps() -> None:
         update=lambda: bank.update(feature, y),
         **{name: stepper(terms, x, y, known) for name, terms in plans.items()},
     )
-    report("KDA / labels, a step", seconds["kda"] / seconds["labels"], STEP_TARGET, most=True)
+    report("KDA / labels, a step", seconds["kda"] / seconds["labels"], at_most=STEP_TARGET)
     report("batch Gram / labels, a step", seconds["gram"] / seconds["labels"])
     share = seconds["update"] / seconds["labels"]
-    report("landmark update / step", share, UPDATE_TARGET, most=True)
+    report("landmark update / step", share, at_most=UPDATE_TARGET)
 
 
 def features(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -132,16 +134,6 @@ def stepper(terms: tuple, x: torch.Tensor, y: torch.Tensor, known: dict):
         optimizer.step()
 
     return step
-
-
-def report(name: str, ratio: pd.Series, target: float | None = None, most: bool = False) -> None:
-    """One line: the median over rounds, its spread, and whether the target is met."""
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
-    line = f"{name:44} {middle:9.3g} (10 % to 90 % of rounds: {low:.3g} to {high:.3g})"
-    if target is not None:
-        met = middle <= target if most else middle >= target
-        line += f"  target {'≤' if most else '≥'} {target}: {'met' if met else 'MISSED'}"
-    print(line)
 
 
 if __name__ == "__main__":

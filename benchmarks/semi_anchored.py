@@ -10,6 +10,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
+from _report import report
 from toolkit.data import load_emoji_scenes
 from toolkit.runtime import race, start
 from toolkit.scenes.boxes import pad_boxes
@@ -60,19 +61,19 @@ def assignment() -> None:
             locations_each=lambda b=boxes: each_location(b),
             anchors=lambda b=boxes: assign_anchors(anchors, pad_boxes(b)),
             anchors_each=lambda b=boxes: [matcher(box_iou(some, flat)) for some in b],
-        ).median()
+        )
         for kind in ("locations", "anchors"):
-            ours, theirs = times[kind], times[f"{kind}_each"]
-            print(f"{kind}, {count} scenes: {1e3 * ours:.2f} ms, {theirs / ours:.2g} × torchvision")
+            report(f"{kind}, {count} scenes", 1e3 * times[kind], "ms")
+            report("  torchvision, one by one / ours", times[f"{kind}_each"] / times[kind])
     boxes = list(scenes.boxes[:12])
     times = race(
         3,
         1,
         ours=lambda: assign_locations(anchors, pad_boxes(boxes)),
         reference=lambda: [by_location(anchors, some) for some in boxes],
-    ).median()
+    )
     gain = times["reference"] / times["ours"]
-    print(f"locations, against a reference image by image: {gain:.3g} × (target ≥ {ASSIGN})")
+    report("locations, reference image by image / ours", gain, at_least=ASSIGN)
 
 
 def by_location(anchors: torch.Tensor, boxes: torch.Tensor) -> list[int]:
@@ -122,9 +123,9 @@ def evaluation() -> None:
         return found["AP"]
 
     assert abs(ours() - peer()) < 1e-6
-    times = race(3, 1, ours=ours, pycocotools=peer).median()
-    print(f"AP of {len(detections)} images: {times['ours']:.2f} s")
-    print(f"  pycocotools: {times['pycocotools'] / times['ours']:.2g} × (target ≥ {EVALUATE})")
+    times = race(3, 1, ours=ours, pycocotools=peer)
+    report(f"AP of {len(detections)} images", times["ours"], "s")
+    report("  pycocotools / ours", times["pycocotools"] / times["ours"], at_least=EVALUATE)
 
 
 def noisy(box: torch.Tensor, label: torch.Tensor, seed: int) -> Detections:
@@ -151,11 +152,10 @@ def head() -> None:
             1,
             semi=lambda: (classes(maps), boxes(maps)),
             retina=lambda: peer(maps),
-        ).median()
+        )
     costs = [head_cost(name, 80, 9, 256, depth=4)["macs"] for name in ("retina", "semi")]
-    print(f"head, 4,200 cells: {1e3 * times['semi']:.0f} ms")
-    gain = times["retina"] / times["semi"]
-    print(f"  torchvision's RetinaNetHead: {gain:.3g} × (target ≥ {HEAD})")
+    report("head, 4,200 cells", 1e3 * times["semi"], "ms")
+    report("  torchvision's RetinaNetHead / ours", times["retina"] / times["semi"], at_least=HEAD)
     print(f"  by multiply-adds: {costs[0] / costs[1]:.3g} ×")
 
 

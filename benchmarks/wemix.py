@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from _report import report
 from toolkit.runtime import race, start
 from toolkit.supervision import wemix
 
@@ -31,24 +32,20 @@ def main() -> None:
         batched=lambda: transform(x, generator),
         loop=lambda: by_torchvision(x, generator),
     )
-    report("affine, batched against a loop", seconds["loop"] / seconds["batched"], LOOP_TARGET)
+    report(
+        "affine, batched against a loop", seconds["loop"] / seconds["batched"], at_least=LOOP_TARGET
+    )
 
     seconds = race(rounds=300, warmup=20, augment=lambda: transform(x, generator), step=step["aug"])
-    report("affine, share of a step", seconds["augment"] / seconds["step"], SHARE_TARGET, most=True)
+    report("affine, share of a step", seconds["augment"] / seconds["step"], at_most=SHARE_TARGET)
 
     seconds = race(rounds=300, warmup=20, one=step["mixloss"], two=two, originals=step["orig"])
-    report("MixLoss, two forwards against one", seconds["two"] / seconds["one"], FORWARD_TARGET)
+    report(
+        "MixLoss, two forwards against one",
+        seconds["two"] / seconds["one"],
+        at_least=FORWARD_TARGET,
+    )
     report("MixLoss against originals, cost of a step", seconds["one"] / seconds["originals"])
-
-
-def report(name: str, ratio, target: float | None = None, most: bool = False) -> None:
-    """One line: the median over rounds and its spread, and whether the target is met."""
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
-    line = f"{name:42} {middle:8.2f} (10 % to 90 % of rounds: {low:.2f} to {high:.2f})"
-    if target is not None:
-        met = middle <= target if most else middle >= target
-        line += f"  target {'≤' if most else '≥'} {target}: {'met' if met else 'MISSED'}"
-    print(line)
 
 
 def by_torchvision(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

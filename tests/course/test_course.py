@@ -98,6 +98,8 @@ def test_a_class_of_thirty_gets_the_marks_it_earned(course, submit, tmp_path):
     pages = list((course.home / "feedback").glob(f"*/{SLUG}/{SLUG}.html"))
     assert len(pages) == 30
     assert not any("secret" in page.read_text() for page in pages)
+    assert not any('<script src="http' in page.read_text() for page in pages)
+    assert (pages[0].parent / "../../mathjax/tex-chtml.js").is_file()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from toolkit.course.sandbox import Limits, Sandbox
 BRANCHES = Path(__file__).with_name("branches.py")
 SLUGS = list(exercises())
 TOLD = {slug: load(slug) for slug in SLUGS}
-WRONG = [(slug, wrong) for slug in SLUGS for wrong in TOLD[slug]["wrong"]]
+YEAR = 2027
 
 
 @contextlib.contextmanager
@@ -51,21 +51,6 @@ def imported(notebook):
     return found
 
 
-@pytest.fixture(scope="module")
-def judged():
-    """The verdicts on a chapter's solution, on no answers, and on every wrong answer; run once."""
-    found = {}
-
-    def of(slug):
-        if slug not in found:
-            notebook = nbformat.read(exercises()[slug], as_version=4)
-            with judge_sandbox(slug) as sandbox:
-                found[slug] = verdicts(Judge(sandbox, notebook), TOLD[slug]["wrong"])
-        return found[slug]
-
-    return of
-
-
 def verdicts(judge, wrong):
     """What comes of each submission, by its name."""
     found = {"solution": judge.solved(), "numbers": judge.numbers(), "empty": judge.empty()}
@@ -77,51 +62,62 @@ def verdicts(judge, wrong):
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("slug", SLUGS)
-def test_the_solution_scores_all_and_no_answer_scores_nothing(judged, slug):
-    assert not {test: error for test, error in judged(slug)["solution"].items() if error}
-    assert not [test for test, error in judged(slug)["empty"].items() if not error]
+def pytest_generate_tests(metafunc):
+    """One test a wrong answer of the chapter."""
+    if "wrong" in metafunc.fixturenames:
+        wrong = TOLD[metafunc.cls.slug]["wrong"]
+        metafunc.parametrize("wrong", wrong, ids=[f"{w['cell']}-{w['why']}" for w in wrong])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("slug", "wrong"), WRONG, ids=[f"{slug}-{one['cell']}-{one['why']}" for slug, one in WRONG]
-)
-def test_a_wrong_answer_loses_what_it_should(judged, slug, wrong):
-    got = judged(slug)[wrong["cell"], wrong["why"]]
-    assert [test for test, error in got.items() if error] == wrong["fails"], got
+class Exercises:
+    """The tests of one chapter. Each has a class, so that two workers can share the chapters."""
+
+    slug: str
+
+    @pytest.fixture(scope="class")
+    def judged(self):
+        """The verdicts on the solution, on no answers, and on every wrong answer; run once."""
+        notebook = nbformat.read(exercises()[self.slug], as_version=4)
+        with judge_sandbox(self.slug) as sandbox:
+            return verdicts(Judge(sandbox, notebook), TOLD[self.slug]["wrong"])
+
+    @pytest.mark.slow
+    def test_the_solution_scores_all_and_no_answer_scores_nothing(self, judged):
+        assert not {test: error for test, error in judged["solution"].items() if error}
+        assert not [test for test, error in judged["empty"].items() if not error]
+
+    @pytest.mark.slow
+    def test_a_wrong_answer_loses_what_it_should(self, judged, wrong):
+        got = judged[wrong["cell"], wrong["why"]]
+        assert [test for test, error in got.items() if error] == wrong["fails"], got
+
+    def test_each_exercise_has_at_least_three_wrong_answers(self):
+        notebook = nbformat.read(exercises()[self.slug], as_version=4)
+        place, number = {}, 0
+        for cell in notebook.cells:
+            number += cell.cell_type == "markdown" and cell.source.startswith("## ")
+            place[cell.id] = number
+        wrong = TOLD[self.slug]["wrong"]
+        counted = Counter(place[one["cell"]] for one in wrong)
+        assert number >= 3
+        assert all(counted[exercise] >= 3 for exercise in range(1, number + 1)), counted
+        assert len({(one["cell"], one["why"]) for one in wrong}) == len(wrong)
+        assert all(one["fails"] for one in wrong)
+
+    @pytest.mark.slow
+    def test_another_year_is_solved_alike_and_not_by_last_years_numbers(self, judged):
+        numbers = judged["numbers"]
+        assert sorted(numbers) == sorted(TOLD[self.slug]["numbers"])
+        book = nbformat.read(exercises()[self.slug], as_version=4)
+        with judge_sandbox(self.slug) as sandbox:
+            judge = Judge(sandbox, of_year(book, YEAR))
+            solved = judge.solved()
+            assert not {test: error for test, error in solved.items() if error}
+            for cell, text in numbers.items():
+                solution = judge.by_name[cell].source
+                (copied,) = judge.tried(cell, [f"{solution}\n{text}"])
+                assert any(copied.values()), f"last year's numbers of {cell} pass"
 
 
-@pytest.mark.parametrize("slug", SLUGS)
-def test_each_exercise_has_at_least_three_wrong_answers(slug):
-    notebook = nbformat.read(exercises()[slug], as_version=4)
-    place, number = {}, 0
-    for cell in notebook.cells:
-        number += cell.cell_type == "markdown" and cell.source.startswith("## ")
-        place[cell.id] = number
-    wrong = TOLD[slug]["wrong"]
-    counted = Counter(place[one["cell"]] for one in wrong)
-    assert number >= 3
-    assert all(counted[exercise] >= 3 for exercise in range(1, number + 1)), counted
-    assert len({(one["cell"], one["why"]) for one in wrong}) == len(wrong)
-    assert all(one["fails"] for one in wrong)
-
-
-YEAR = 2027
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("slug", SLUGS)
-def test_another_year_is_solved_alike_and_not_by_last_years_numbers(judged, slug):
-    numbers = judged(slug)["numbers"]
-    assert sorted(numbers) == sorted(TOLD[slug]["numbers"])
-    book = nbformat.read(exercises()[slug], as_version=4)
-    with judge_sandbox(slug) as sandbox:
-        judge = Judge(sandbox, of_year(book, YEAR))
-        solved = judge.solved()
-        assert not {test: error for test, error in solved.items() if error}
-        for cell, text in numbers.items():
-            solution = judge.by_name[cell].source
-            (copied,) = judge.tried(cell, [f"{solution}\n{text}"])
-            assert any(copied.values()), f"last year's numbers of {cell} pass"
+for chapter in SLUGS:
+    globals()[f"Test_{chapter}"] = type(f"Test_{chapter}", (Exercises,), {"slug": chapter})

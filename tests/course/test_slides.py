@@ -85,8 +85,3 @@ def test_a_deck_asks_the_network_for_nothing(tmp_path):
     slides._assets(tmp_path / "assets")
     assert all((tmp_path / place).is_file() for place in loaded)
     assert "require(" not in page
-
-
-def test_a_missing_wheel_is_named():
-    with pytest.raises(FileNotFoundError, match=r"no-such-wheel.*\[slides\]"):
-        slides._wheel("no_such_wheel")

@@ -42,3 +42,32 @@ def test_markers_keep_their_shape():
     circle, stroke = ink({}), ink({"symbol": "line-ew-open", "line": {"width": 3}})
     assert 0 < stroke < circle / 4
     assert circle < ink({"symbol": "square"})
+
+
+def opaque(layout):
+    """Where a poster of a line from (0, 0) to (1, 1) has ink."""
+    trace = {"type": "scatter", "mode": "lines", "x": np.arange(2.0), "y": np.arange(2.0)}
+    image = Image.open(io.BytesIO(poster({"data": [trace], "layout": layout}, 500)))
+    return np.asarray(image.convert("RGBA"))[:, :, 3] > 60
+
+
+def test_named_ticks_stand_where_numbers_would():
+    named = {"tickvals": [0, 1], "ticktext": ["a very long name", "another long name"]}
+    below = slice(445, None)
+    assert opaque({"xaxis": named})[below].any(axis=0).sum() > 100
+    none = {"tickvals": [0, 1], "ticktext": ["", ""]}
+    assert not opaque({"xaxis": none})[below].any()
+
+
+def test_a_title_breaks_where_the_figure_breaks_it():
+    one, two = (opaque({"xaxis": {"title": text}}) for text in ("one two", "one<br>two"))
+    assert two[-50:].any(axis=1).sum() > one[-50:].any(axis=1).sum() + 5
+
+
+@pytest.mark.parametrize("ref", [{}, {"xref": "paper", "yref": "paper"}])
+def test_annotations_in_either_units_are_drawn(ref):
+    note = {"text": "note", "x": 0.25, "y": 0.75} | ref
+    added = opaque({"annotations": [note]}) & ~opaque({})
+    rows, columns = np.nonzero(added)
+    assert 100 < rows.mean() < 170
+    assert 180 < columns.mean() < 280

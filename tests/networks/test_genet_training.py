@@ -30,21 +30,6 @@ FEW = replace(
 )
 
 
-@pytest.fixture
-def small_data(monkeypatch):
-    """A few random images instead of Fashion-MNIST."""
-    draw = torch.Generator().manual_seed(0)
-
-    def split(n):
-        return training.Split(
-            torch.randn(n, 1, 28, 28, generator=draw), torch.randint(0, 10, (n,), generator=draw)
-        )
-
-    splits = split(64), split(60), split(40)
-    monkeypatch.setattr(training, "load_splits", lambda device: splits)
-    return splits
-
-
 def teacher_of(stage, small_data):
     net = build(genet.SPACE.master, 10).eval().requires_grad_(False)
     return training.Teacher.of(net, stage, FEW, 0, small_data[1])

@@ -10,6 +10,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbgrader.preprocessors import NbGraderPreprocessor
 
+from toolkit.course.assets import lay_mathjax, with_mathjax
 from toolkit.course.folders import Course, write
 from toolkit.course.grade import is_test
 from toolkit.course.release import without_hidden_lines
@@ -60,6 +61,7 @@ def report(slugs: Sequence[str], course: Course) -> list[Row]:
         rows += own
         if own:
             course.convert("GenerateFeedback", slug)
+            _offline(course, slug)
     if not rows:
         raise FileNotFoundError("nothing is graded yet; run: toolkit course grade")
     place = course.home / "reports"
@@ -70,6 +72,14 @@ def report(slugs: Sequence[str], course: Course) -> list[Row]:
         write(place / f"{slug}-canvas.csv", canvas(own))
     write(place / "overview.md", overview(rows))
     return rows
+
+
+def _offline(course: Course, slug: str) -> None:
+    """Let the feedback pages find MathJax beside them."""
+    folder = course.home / "feedback"
+    lay_mathjax(folder / "mathjax")
+    for page in folder.glob(f"*/{slug}/{slug}.html"):
+        write(page, with_mathjax(page.read_text("utf-8"), "../../mathjax"))
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -5,15 +5,14 @@ The decks lie beside one folder of assets (reveal.js, MathJax) and need no netwo
 
 import html
 import re
-import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from toolkit.course.assets import lay, lay_mathjax, wheel
 from toolkit.course.chapters import Chapter, chapters
 from toolkit.course.folders import ROOT, write
 from toolkit.evidence import Verdict, read_record
@@ -174,28 +173,9 @@ def _author_year(key: str) -> str:
 
 
 def _assets(target: Path) -> None:
-    """Our theme, and reveal.js and MathJax of the wheels that carry them."""
-    mathjax = _wheel("sphinx-mathjax-offline") / "static" / "mathjax"
-    reveal = _wheel("sphinx_revealjs") / "_static" / "revealjs"
-    sources = {"reveal/dist/theme/deck.css": HERE / "static" / "deck.css"}
+    """Our theme, and reveal.js and MathJax of the packages that carry them."""
+    reveal = wheel("sphinx_revealjs") / "_static" / "revealjs"
+    lay(HERE / "static" / "deck.css", target / "reveal/dist/theme/deck.css")
     for name in ("LICENSE", "dist/reveal.css", "dist/reveal.js"):
-        sources[f"reveal/{name}"] = reveal / name
-    for name in ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions"):
-        sources[f"mathjax/{name}"] = mathjax / name
-    for name, source in sources.items():
-        copy = target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, copy, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, copy)
-
-
-def _wheel(package: str) -> Path:
-    """Where an installed package lies."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            f"slides need the package {package.replace('_', '-')}; run: pip install -e .[slides]"
-        )
-    return Path(spec.origin).parent
+        lay(reveal / name, target / "reveal" / name)
+    lay_mathjax(target / "mathjax")

@@ -14,6 +14,7 @@ from .figures import COLOURS, theme
 
 WIDTH = 720  # pixels
 LEFT, RIGHT = 0.09, 0.97  # of the panels, in widths of the page
+BOTTOM, TOP = 0.13, 0.89  # in heights
 SYMBOLS = {"square": "s", "diamond": "D", "cross": "P", "x": "X", "line-ew": "_", "line-ns": "|"}
 GREY = "#787878"  # about equal contrast on white and on black
 
@@ -45,6 +46,7 @@ def poster(state: dict[str, Any], height: int) -> bytes:
         _finish(axes, layout, x, y)
     _make_room(page, list(panels.values()))
     _pictures(panels, layout)
+    _notes(page, panels, layout)
     buffer = io.BytesIO()
     page.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return _smaller(buffer.getvalue())
@@ -54,8 +56,8 @@ def _panel(page: Any, layout: dict, x: str, y: str) -> Any:
     """Axes in the place that plotly's two domains give them."""
     x0, x1 = _axis(layout, x).get("domain", [0, 1])
     y0, y1 = _axis(layout, y).get("domain", [0, 1])
-    left, bottom, width, height = LEFT, 0.13, RIGHT - LEFT, 0.76
-    box = (left + width * x0, bottom + height * y0, width * (x1 - x0), height * (y1 - y0))
+    width, height = RIGHT - LEFT, TOP - BOTTOM
+    box = (LEFT + width * x0, BOTTOM + height * y0, width * (x1 - x0), height * (y1 - y0))
     axes = page.add_axes(box)
     axes.patch.set_alpha(0)
     axes.tick_params(colors=GREY, labelsize=8)
@@ -95,13 +97,20 @@ def _finish(axes: Any, layout: dict, x: str, y: str) -> None:
             getattr(axes, f"set_{letter}lim")(ends)
         elif settings.get("autorange") == "reversed":
             getattr(axes, f"invert_{letter}axis")()
+        if "tickvals" in settings:
+            places = list(settings["tickvals"])
+            texts = settings.get("ticktext", [f"{place:g}" for place in places])
+            getattr(axes, f"set_{letter}ticks")([], minor=True)
+            getattr(axes, f"set_{letter}ticks")(places, [_text(text) for text in texts])
         title = _text(settings.get("title"))
         getattr(axes, f"set_{letter}label")(title, color=GREY, fontsize=9)
         if settings.get("visible") is False:
             getattr(axes, f"get_{letter}axis")().set_visible(False)
             axes.spines[["bottom" if letter == "x" else "left"]].set_visible(False)
     if (x, y) == ("x", "y") and layout.get("title"):
-        axes.set_title(_text(layout["title"]), color=GREY, fontsize=10, loc="left", pad=22)
+        axes.set_title(
+            _text(layout["title"]).replace("\n", " "), color=GREY, fontsize=10, loc="left", pad=22
+        )
     if len(axes.get_legend_handles_labels()[1]) > 1 and layout.get("showlegend", True):
         axes.legend(
             loc="lower left",
@@ -114,9 +123,10 @@ def _finish(axes: Any, layout: dict, x: str, y: str) -> None:
 
 
 def _text(title: Any) -> str:
-    """A title without its HTML tags and without dollar signs, which matplotlib would read."""
+    """A title in lines, without its HTML tags and without dollar signs, which matplotlib reads."""
     text = title.get("text", "") if isinstance(title, dict) else title or ""
-    return re.sub(r"<[^>]+>", "", text).replace("$", r"\$")
+    lines = re.sub(r"\s*<br ?/?>\s*", "\n", str(text))
+    return re.sub(r"<[^>]+>", "", lines).replace("$", r"\$")
 
 
 def _scatter(axes: Any, trace: dict, colour: str) -> None:
@@ -238,7 +248,7 @@ SKETCHES: dict[str, Callable[[Any, dict, str], None]] = {
 
 
 def _pictures(panels: dict[tuple[str, str], Any], layout: dict) -> None:
-    """Images laid over axes, with the annotations in the axes' units."""
+    """Images laid over axes."""
     for picture in layout.get("images", []):
         axes = panels.get((picture.get("xref", ""), picture.get("yref", "")))
         if axes is None:
@@ -251,15 +261,22 @@ def _pictures(panels: dict[tuple[str, str], Any], layout: dict) -> None:
         limits = axes.get_xlim(), axes.get_ylim()
         axes.imshow(pixels, extent=(x, x + width, y - height, y), aspect="equal")
         axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _notes(page: Any, panels: dict[tuple[str, str], Any], layout: dict) -> None:
+    """Annotations in the units of some axes, or in shares of the whole plotting area."""
     for note in layout.get("annotations", []):
         pair = (note.get("xref", "x"), note.get("yref", "y"))
-        if pair not in panels or not all(isinstance(note.get(k), (int, float)) for k in "xy"):
+        if not all(isinstance(note.get(k), (int, float)) for k in "xy"):
             continue
-        x, y = note["x"], note["y"]
         below = "top" if note.get("yanchor") == "top" else "bottom"
-        panels[pair].text(
-            x, y, _text(note.get("text")), color=GREY, fontsize=8, ha="center", va=below
-        )
+        shown = {"color": GREY, "fontsize": 8, "ha": "center", "va": below}
+        text = _text(note.get("text"))
+        if pair in panels:
+            panels[pair].text(note["x"], note["y"], text, **shown)
+        elif pair == ("paper", "paper"):
+            x, y = LEFT + (RIGHT - LEFT) * note["x"], BOTTOM + (TOP - BOTTOM) * note["y"]
+            page.text(x, y, text, **shown)
 
 
 def _decoded(uri: str) -> np.ndarray:

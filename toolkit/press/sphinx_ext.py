@@ -8,9 +8,7 @@ Book is run with `-W`, so such a warning fails the build.
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+from toolkit.course.assets import lay, lay_mathjax, wheel
 from toolkit.course.guide import table
 from toolkit.course.release import edition, is_exercises
 from toolkit.evidence.scoreboard import Chapter, render
@@ -29,8 +28,7 @@ from toolkit.press import reader
 log = logging.getLogger(__name__)
 
 STATIC = [Path(__file__).parents[1] / name / "static" for name in ("explore", "press")]
-MATHJAX = ("tex-chtml.js", "output/chtml/fonts", "input/tex/extensions", "a11y", "ui")
-MATHJAX_SPEECH = ("sre/mathmaps/en.json", "sre/mathmaps/base.json")
+SPOKEN = ("a11y", "ui", "sre/mathmaps/en.json", "sre/mathmaps/base.json")
 OUTSIDE = re.compile(
     r"<(?:script|img|iframe|source|embed|video|audio)\b[^>]*\bsrc\s*=\s*[\"'](?:https?:)?//[^\"']*"
     r"|<link\b(?=[^>]*\brel\s*=\s*[\"'](?:stylesheet|preload|preconnect|modulepreload|icon))"
@@ -223,28 +221,9 @@ def external_requests(site: Path) -> Iterator[tuple[str, str]]:
 
 
 def _copy_offline_assets(target: Path) -> None:
-    """Put plotly.js and the needed part of MathJax beside the pages, from their wheels."""
-    plotly = _wheel("plotly") / "package_data" / "plotly.min.js"
-    mathjax = _wheel("sphinx-mathjax-offline") / "static" / "mathjax"
-    target.mkdir(parents=True, exist_ok=True)
-    _copy(plotly, target / "plotly.min.js")
-    for name in (*MATHJAX, *MATHJAX_SPEECH):
-        _copy(mathjax / name, target / "mathjax" / name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    elif not target.exists() or target.stat().st_size != source.stat().st_size:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-
-
-def _wheel(name: str) -> Path:
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise RuntimeError(f"the package {name} is not installed; run: make book")
-    return Path(spec.origin).parent
+    """Put plotly.js and the needed part of MathJax beside the pages, from their packages."""
+    lay(wheel("plotly") / "package_data" / "plotly.min.js", target / "plotly.min.js")
+    lay_mathjax(target / "mathjax", SPOKEN)
 
 
 def _hand_out_exercises(app: Sphinx, site: Path) -> None:

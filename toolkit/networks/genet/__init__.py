@@ -55,13 +55,13 @@ from toolkit.networks.genet.training import (
     distil,
     draw_variants,
     llr_study,
-    load_splits,
     placements,
     rank_study,
     train,
     train_structure,
     variant_records,
 )
+from toolkit.networks.images import load_splits
 
 __all__ = [
     "FULL",

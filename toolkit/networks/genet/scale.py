@@ -1,12 +1,12 @@
 """The paper's size: GENets on ImageNet under torchrun, and a latency sweep on a GPU."""
 
 import itertools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from timm.data import Mixup, create_transform
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -18,7 +18,13 @@ from torchvision.datasets import ImageFolder
 
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import warmup_cosine
-from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
+from toolkit.learn.torchrun import (
+    average_buffers,
+    load_checkpoint,
+    save_checkpoint,
+    sum_over_ranks,
+    torchrun_group,
+)
 from toolkit.networks.genet.networks import GENETS, RESOLUTION, fuse_bn, genet
 from toolkit.networks.genet.recipe import Recipe
 from toolkit.networks.latency import trimmed
@@ -138,8 +144,9 @@ def _train(recipe: PaperRecipe, name: str, seed: int, device: torch.device) -> t
         mixup_alpha=recipe.mixup, label_smoothing=recipe.smoothing, num_classes=len(train.classes)
     )
     parts = {"net": net, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    loss, steps = math.nan, 0
-    for epoch in range(_resume(recipe, name, parts), recipe.epochs):
+    kept = f"genet_{name}"
+    loss, steps = torch.tensor(torch.nan), 0
+    for epoch in range(load_checkpoint(recipe.folder, kept, parts), recipe.epochs):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         model.train()
         for x, y in loader:
@@ -147,9 +154,9 @@ def _train(recipe: PaperRecipe, name: str, seed: int, device: torch.device) -> t
             schedule.step()
             steps += 1
             if steps == recipe.max_steps:
-                return _top1(recipe, net, val, device), loss
-        _save(recipe, name, parts, epoch + 1)
-    return _top1(recipe, net, val, device), loss
+                return _top1(recipe, net, val, device), float(loss)
+        save_checkpoint(recipe.folder, kept, parts, epoch + 1)
+    return _top1(recipe, net, val, device), float(loss)
 
 
 def _step(
@@ -159,7 +166,7 @@ def _step(
     mix: Mixup,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-) -> float:
+) -> Float[Tensor, ""]:
     mixed, soft = mix(x.contiguous(memory_format=torch.channels_last), y)
     with torch.autocast(x.device.type, torch.float16, enabled=x.is_cuda):
         loss = SoftTargetCrossEntropy()(model(mixed), soft)
@@ -167,7 +174,7 @@ def _step(
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    return float(loss.detach())
+    return loss.detach()
 
 
 @torch.no_grad()
@@ -180,7 +187,8 @@ def _top1(recipe: PaperRecipe, net: nn.Module, val: Dataset, device: torch.devic
     total = torch.zeros(2, device=device)
     for x, y in DataLoader(share, recipe.batch, num_workers=_workers(recipe, device)):
         guess = net(x.to(device)).argmax(dim=1)
-        total += torch.tensor([float((guess == y.to(device)).sum()), float(len(y))], device=device)
+        hits = (guess == y.to(device)).sum()
+        total += torch.stack([hits, hits.new_tensor(len(y))])
     sum_over_ranks(total)
     return float(total[0] / total[1])
 
@@ -206,29 +214,6 @@ def _loader(recipe: PaperRecipe, data: ImageFolder, device: torch.device) -> Dat
 
 def _workers(recipe: PaperRecipe, device: torch.device) -> int:
     return recipe.workers if device.type == "cuda" else 0
-
-
-def _save(recipe: PaperRecipe, name: str, parts: dict, epoch: int) -> None:
-    """After each epoch, under a temporary name first; the first process writes."""
-    if not recipe.folder or world()[0]:
-        return
-    path = Path(recipe.folder).expanduser() / f"genet_{name}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    state = {key: part.state_dict() for key, part in parts.items()}
-    torch.save(state | {"epoch": epoch}, temporary)
-    temporary.replace(path)
-
-
-def _resume(recipe: PaperRecipe, name: str, parts: dict) -> int:
-    """Load the last checkpoint, if there is one; the epoch to go on with."""
-    path = Path(recipe.folder or ".").expanduser() / f"genet_{name}.pt"
-    if not recipe.folder or not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for key, part in parts.items():
-        part.load_state_dict(state[key])
-    return int(state["epoch"])
 
 
 # --- latency ------------------------------------------------------------------------------------

@@ -1,24 +1,22 @@
 """Training on Fashion-MNIST: placements, single structures, LLR's variants, the rank study."""
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from toolkit.data.images import load_fashion_mnist
 from toolkit.learn.loop import fit, minibatches, predict, warmup_cosine
 from toolkit.learn.metrics import accuracy
 from toolkit.networks.genet.llr import Option, SearchSpace
 from toolkit.networks.genet.networks import typed
 from toolkit.networks.genet.rank import stage_ranks
 from toolkit.networks.genet.recipe import CLASSES, PLACEMENTS, RES, SPACE, Recipe
+from toolkit.networks.images import Split, load_splits
 from toolkit.networks.structures import (
     Network,
     Structure,
@@ -27,37 +25,6 @@ from toolkit.networks.structures import (
     count,
     parse,
 )
-
-VALIDATION = 10_000
-"""Training images held out to choose by; the test images judge once."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Standardised images and labels."""
-
-    x: Float[Tensor, "n 1 28 28"]
-    y: Int64[Tensor, "n"]
-
-
-@cache
-def load_splits(device: torch.device) -> tuple[Split, Split, Split]:
-    """50,000 images to train, 10,000 to choose, 10,000 to test.
-
-    Raises:
-        DataMissing: if Fashion-MNIST is not prepared.
-    """
-    train, test = load_fashion_mnist("train"), load_fashion_mnist("test")
-    x, y = _pixels(train.images).to(device), train.label.to(device)
-    return (
-        Split(x[:-VALIDATION], y[:-VALIDATION]),
-        Split(x[-VALIDATION:], y[-VALIDATION:]),
-        Split(_pixels(test.images).to(device), test.label.to(device)),
-    )
-
-
-def _pixels(images: Tensor) -> Float[Tensor, "n 1 28 28"]:
-    return (images.float() / 255 - 0.286) / 0.353
 
 
 def train(

@@ -7,7 +7,7 @@ data sets took the same could not be checked.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,13 @@ from toolkit.data.store import atomic_write
 from toolkit.learn.distributed import world
 from toolkit.learn.loop import warmup_cosine
 from toolkit.learn.resnet import cifar_resnet18
-from toolkit.learn.torchrun import average_buffers, sum_over_ranks, torchrun_group
+from toolkit.learn.torchrun import (
+    average_buffers,
+    load_checkpoint,
+    save_checkpoint,
+    sum_over_ranks,
+    torchrun_group,
+)
 from toolkit.networks.nystrom_distillation.distiller import Distiller, Term
 from toolkit.runtime import build_folder
 
@@ -92,7 +98,7 @@ class PaperRecipe:
         ("fitnet", 100.0),
     )
     padding: int = 4  # of the random crop
-    checkpoint: str = ""  # file of the student in training: resumed from, written every epoch
+    checkpoint: str = ""  # folder of students in training: resumed from, written every epoch
     max_epochs: int = 0  # stop earlier, to try it out; 0 does not
 
     def terms(self, arm: str) -> tuple[Term, ...]:
@@ -175,13 +181,13 @@ def get_teacher(recipe: PaperRecipe, images: SmallImages, device: torch.device) 
     Every process returns the same weights.
     """
     epochs = recipe.max_epochs or recipe.epochs
-    name = f"{Path(recipe.data).name}-{recipe.teacher}-{epochs}.safetensors"
-    path = Path(recipe.teacher_file or build_folder("teachers") / name)
+    name = f"{Path(recipe.data).name}-{recipe.teacher}-{epochs}"
+    path = Path(recipe.teacher_file or build_folder("teachers") / f"{name}.safetensors")
     if not path.is_file():
         torch.manual_seed(0)
         model = network(recipe.teacher, recipe.classes).to(device)
         lone = Distiller(model, None, **_sizes(recipe, "ce"))
-        _train(replace(recipe, checkpoint=""), images, lone, seed=0)
+        _train(recipe, images, lone, 0, name)
         if world()[0] == 0:
             with atomic_write(path) as temporary:
                 save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary)
@@ -199,12 +205,17 @@ def _distil(
     torch.manual_seed(seed)
     student = network(recipe.student, recipe.classes)
     distiller = Distiller(student, teacher if recipe.terms(arm) else None, **_sizes(recipe, arm))
-    _train(recipe, images, distiller.to(images.train_labels.device), seed)
+    _train(recipe, images, distiller.to(images.train_labels.device), seed, f"{arm}-{seed}")
     return evaluate(student, images)
 
 
-def _train(recipe: PaperRecipe, images: SmallImages, distiller: Distiller, seed: int) -> None:
-    """All epochs; every process has its share of each batch, and the same landmarks."""
+def _train(
+    recipe: PaperRecipe, images: SmallImages, distiller: Distiller, seed: int, name: str
+) -> None:
+    """All epochs; every process has its share of each batch, and the same landmarks.
+
+    A checkpoint of this name holds everything that a resumed run needs, landmarks included.
+    """
     wrapped: nn.Module = distiller
     if dist.is_initialized():
         # sums of landmarks are each process's own until the epoch ends
@@ -220,7 +231,8 @@ def _train(recipe: PaperRecipe, images: SmallImages, distiller: Distiller, seed:
     )
     total, warm = recipe.epochs * per_epoch, recipe.warmup * per_epoch
     rate = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warm))
-    _resume(recipe, distiller, optimizer, rate)
+    parts = {"distiller": distiller, "optimizer": optimizer, "rate": rate}
+    load_checkpoint(recipe.checkpoint, name, parts)
     last = recipe.max_epochs or recipe.epochs
     while distiller.epoch < min(last, recipe.epochs):
         distiller.train()
@@ -230,7 +242,7 @@ def _train(recipe: PaperRecipe, images: SmallImages, distiller: Distiller, seed:
             optimizer.step()
             rate.step()
         distiller.end_epoch()
-        _keep(recipe, distiller, optimizer, rate)
+        save_checkpoint(recipe.checkpoint, name, parts, distiller.epoch)
     average_buffers(distiller.student)
 
 
@@ -324,31 +336,12 @@ def _read_folder(recipe: PaperRecipe, split: str) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
-def _resume(recipe: PaperRecipe, distiller: Distiller, optimizer: Any, rate: Any) -> None:
-    if not recipe.checkpoint or not Path(recipe.checkpoint).is_file():
-        return
-    kept = torch.load(recipe.checkpoint, weights_only=True, map_location="cpu")
-    for part, state in zip((distiller, optimizer, rate), kept, strict=True):
-        part.load_state_dict(state)
-
-
-def _keep(recipe: PaperRecipe, distiller: Distiller, optimizer: Any, rate: Any) -> None:
-    """Write everything that a resumed run needs, landmarks included."""
-    if not recipe.checkpoint or world()[0]:
-        return
-    with atomic_write(Path(recipe.checkpoint)) as temporary:
-        parts = (distiller, optimizer, rate)
-        torch.save([part.state_dict() for part in parts], temporary)
-
-
 def _check(recipe: PaperRecipe) -> None:
     if unknown := set(recipe.arms) - set(TERMS):
         raise ValueError(f"arms are {', '.join(TERMS)}; got {sorted(unknown)}")
     for name in (recipe.teacher, recipe.student):
         if name not in NETWORKS:
             raise ValueError(f"networks are {', '.join(NETWORKS)}; got {name!r}")
-    if recipe.checkpoint and len(recipe.arms) > 1:
-        raise ValueError("a checkpoint is of one student: name a single arm")
     size = world()[1]
     if recipe.batch % size:
         raise ValueError(f"a batch of {recipe.batch} does not divide by {size} processes")

@@ -81,7 +81,7 @@ PROFILES: dict[str, Recipe | PaperRecipe] = {
     "quick": Recipe(),
     "full": Recipe(
         seeds=4,
-        base_steps=600,
+        base_steps=1000,
         arm_steps=200,
         sets=("judge", "alone", "teleport", "long"),
         decoded=("grm", "lcm"),
