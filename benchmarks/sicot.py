@@ -4,9 +4,9 @@ One thread, batch 128. The floor is the step of visual-only training; the peer o
 `torch.nn.MultiheadAttention` with one query, one head and the same masks.
 """
 
-import pandas as pd
 import torch
 
+from _report import report
 from toolkit.runtime import race, start
 from toolkit.search import sicot
 
@@ -25,7 +25,7 @@ def main() -> None:
         seconds = race(40 if inputs == "images" else 200, 5, **steps)
         target = STEP_TARGET if inputs == "images" else None
         name = f"step with words / without, {products} classes, {inputs}"
-        report(name, seconds["sicot"] / seconds["ce"], target)
+        report(name, seconds["sicot"] / seconds["ce"], at_most=target)
     attention()
 
 
@@ -48,16 +48,9 @@ def attention() -> None:
         theirs(query, words, words, key_padding_mask=~mask)[0].sum().backward()
 
     seconds = race(300, 30, ours=ours_once, theirs=theirs_once)
-    report("attention / MultiheadAttention", seconds["ours"] / seconds["theirs"], PEER_TARGET)
-
-
-def report(name: str, ratio: pd.Series, target: float | None) -> None:
-    """One line: the median over rounds, its spread, and whether the target is met."""
-    low, middle, high = ratio.quantile([0.1, 0.5, 0.9])
-    line = f"{name:50} {middle:7.3f} (10 % to 90 % of rounds: {low:.3f} to {high:.3f})"
-    if target is not None:
-        line += f"  target ≤ {target}: {'met' if middle <= target else 'MISSED'}"
-    print(line)
+    report(
+        "attention / MultiheadAttention", seconds["ours"] / seconds["theirs"], at_most=PEER_TARGET
+    )
 
 
 if __name__ == "__main__":
