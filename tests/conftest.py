@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.shapes  # noqa: F401 — the hook looks it up by name
@@ -16,6 +17,10 @@ os.environ["TQDM_DISABLE"] = "1"
 CHECKED = ["runtime", "learn", "data"]
 CHECKED += ["optimization", "supervision", "representation", "scenes", "networks", "search"]
 install_import_hook([f"toolkit.{name}" for name in CHECKED], "tests.shapes.check")
+
+# The same examples every time; `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 ROOT = Path(__file__).parents[1]
 

@@ -63,7 +63,7 @@ class BlockSpec:
         Raises:
             ValueError: as above, or if ratio · out_ch is below 1.
         """
-        if not ratio * out_ch >= 1:
+        if not ratio * out_ch > 1 - 1e-5:  # a printed ratio has six digits
             raise ValueError(f"ratio · out_ch must be at least 1, got {ratio:g} · {out_ch}")
         return cls(kind, in_ch, out_ch, stride, round(ratio * out_ch), n, kernel)
 

@@ -1,0 +1,117 @@
+"""The paper's size: tables of products, two processes, resuming."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from toolkit.learn.distributed import launch
+from toolkit.search import sicot
+from toolkit.search.sicot import scale
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Five products in single colours, four images each; a tiny run."""
+    root = tmp_path_factory.mktemp("products")
+    lines = {"train": [], "val": []}
+    for c in range(5):
+        for number in range(6):
+            name = f"{c}-{number}.png"
+            Image.fromarray(np.full((24, 24, 3), 40 * c + number, np.uint8)).save(root / name)
+            split = "train" if number < 4 else "val"
+            lines[split].append(f"{name},Colour number {c},tone|c{c},class{c}")
+    for split, rows in lines.items():
+        (root / f"{split}.csv").write_text("image,title,tags,class\n" + "\n".join(rows) + "\n")
+    return sicot.PaperRecipe(
+        data=str(root),
+        network="resnet18",
+        d=8,
+        d_word=6,
+        rank=2,
+        min_count=1,
+        side=24,
+        epochs=2,
+        batch=4,
+        lr=0.5,
+    )
+
+
+def run(recipe, seed=0):
+    return sicot.experiment(recipe, seed, CPU)
+
+
+def test_titles_and_tags_become_words(recipe):
+    rows = scale.read_products(scale.Path(recipe.data, "train.csv"))
+    assert rows[0].words == ["tone", "c0", "colour", "number", "0"]
+    assert rows[0].label == "class0"
+
+
+def test_one_process_trains_and_tests_every_arm(recipe):
+    found = run(recipe)
+    assert set(found) == {f"{a}/{b}" for a in ("ce", "sicot") for b in (*sicot.BUCKETS, "all")}
+    assert 0 <= found["sicot/few"] <= 1
+    assert np.isnan(found["sicot/many"])
+    assert np.isfinite(run(replace(recipe, arms=("sicot",), active=0.8))["sicot/all"])
+
+
+def test_two_processes_agree(recipe):
+    first, second = launch(run, 2, replace(recipe, arms=("sicot",), batch=2, epochs=1))
+    assert first["sicot/all"] == second["sicot/all"]
+
+
+class Stopped(Exception):
+    """What ends a run after its first epoch."""
+
+
+def head_rows(folder):
+    state = torch.load(folder / "sicot-0.pt", weights_only=True)
+    return state["parts"]["model"]["head.weight"]
+
+
+def test_a_stopped_run_goes_on_with_all_classes(recipe, tmp_path, monkeypatch):
+    recipe = replace(recipe, arms=("sicot",), checkpoint=str(tmp_path))
+    kept = scale.save_checkpoint
+
+    def keep_then_stop(folder, name, parts, done):
+        kept(folder, name, parts, done)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scale, "save_checkpoint", keep_then_stop)
+        with pytest.raises(Stopped):
+            run(recipe)
+    first = head_rows(tmp_path)
+    assert first.shape == (5, 8)
+    run(recipe)
+    state = torch.load(tmp_path / "sicot-0.pt", weights_only=True)
+    assert state["done"] == 2
+    assert state["parts"]["rate"]["last_epoch"] == 10
+    assert not torch.equal(head_rows(tmp_path), first)
+
+
+def whole(total):
+    low, high = scale.shard_bounds(total, *scale.world())
+    rows = torch.arange(total * 2.0).view(total, 2)
+    return torch.equal(scale.gathered(rows[low:high], total), rows)
+
+
+def test_rows_of_all_processes_come_back_in_order():
+    assert launch(whole, 2, 5) == [True, True]
+
+
+def test_what_cannot_run_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="arms"):
+        run(replace(recipe, arms=("clip",)))
+    with pytest.raises(ValueError, match="networks"):
+        run(replace(recipe, network="vgg"))
+    with pytest.raises(FileNotFoundError, match=r"train\.csv"):
+        run(replace(recipe, data=str(tmp_path)))
+    (tmp_path / "train.csv").write_text("image,title\na,b\n")
+    with pytest.raises(ValueError, match="columns"):
+        run(replace(recipe, data=str(tmp_path)))
