@@ -1,5 +1,6 @@
 """A poster shows its figure whole."""
 
+import base64
 import io
 
 import numpy as np
@@ -71,3 +72,40 @@ def test_annotations_in_either_units_are_drawn(ref):
     rows, columns = np.nonzero(added)
     assert 100 < rows.mean() < 170
     assert 180 < columns.mean() < 280
+
+
+PLACES = [0.25, 0.75]
+
+
+def colours(data, layout):
+    """The colours of a poster that cover more than a few pixels."""
+    image = Image.open(io.BytesIO(poster({"data": data, "layout": layout}, 300))).convert("RGBA")
+    return [np.array(colour) for count, colour in image.getcolors(10**6) if count > 2000]
+
+
+def near(found, red, green, blue):
+    return any(np.abs(colour[:3].astype(int) - (red, green, blue)).max() < 25 for colour in found)
+
+
+def test_each_bar_has_its_own_colour():
+    bar = {"type": "bar", "x": ["a", "b"], "y": np.ones(2)}
+    found = colours([bar | {"marker": {"color": ["#ff0000", "rgb(0, 0, 255)"]}, "opacity": 1}], {})
+    assert near(found, 255, 0, 0)
+    assert near(found, 0, 0, 255)
+
+
+def test_a_map_that_is_seen_through_shows_the_picture_below():
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), (0, 200, 0), np.uint8)).save(stream, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    picture = {"source": uri, "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": 1, "sizey": 1}
+    layout = {
+        "images": [picture | {"sizing": "stretch", "layer": "below"}],
+        "xaxis": {"range": [0, 1]},
+        "yaxis": {"range": [1, 0]},
+    }
+    veil = {"type": "heatmap", "z": np.array([[0.0, 1.0]] * 2), "x": PLACES, "y": PLACES}
+    scale = [[0, "rgba(255, 0, 0, 1)"], [1, "rgba(255, 0, 0, 0)"]]
+    found = colours([veil | {"colorscale": scale}], layout)
+    assert near(found, 255, 0, 0)
+    assert near(found, 0, 200, 0)

@@ -180,7 +180,9 @@ def _reach(error: dict | None, points: int) -> np.ndarray | None:
 def _bar(axes: Any, trace: dict, colour: str) -> None:
     x, y = _xy(trace)
     named = _text(trace.get("name")) or None
-    tint = _colour(trace.get("marker", {}).get("color"), colour)
+    given = trace.get("marker", {}).get("color")
+    each = isinstance(given, list | tuple)
+    tint = [_colour(one, colour) for one in given] if each else _colour(given, colour)
     shown = {"color": tint, "alpha": trace.get("opacity", 0.85), "label": named}
     if trace.get("orientation") == "h":
         axes.barh(y, x, **shown)
@@ -212,9 +214,10 @@ def _colormap(trace: dict) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     scale = trace.get("colorscale")
-    if not isinstance(scale, list) or not all(re.match("#", str(c)) for _, c in scale):
+    if not isinstance(scale, list):
         scale = theme()["colorscale"]["sequential"]
-    colormap = LinearSegmentedColormap.from_list("scale", [(at, c) for at, c in scale])
+    tints = [(at, _colour(c, GREY, see_through=True)) for at, c in scale]
+    colormap = LinearSegmentedColormap.from_list("scale", tints)
     return colormap.reversed() if trace.get("reversescale") else colormap
 
 
@@ -255,11 +258,21 @@ def _pictures(panels: dict[tuple[str, str], Any], layout: dict) -> None:
             continue
         pixels = _decoded(picture["source"])
         x, y = picture["x"], picture["y"]
+        stretched = picture.get("sizing") == "stretch"
         scale = min(picture["sizex"] / pixels.shape[1], picture["sizey"] / pixels.shape[0])
-        width, height = pixels.shape[1] * scale, pixels.shape[0] * scale
-        x, y = x + (picture["sizex"] - width) / 2, y - (picture["sizey"] - height) / 2
+        width = picture["sizex"] if stretched else pixels.shape[1] * scale
+        height = picture["sizey"] if stretched else pixels.shape[0] * scale
         limits = axes.get_xlim(), axes.get_ylim()
-        axes.imshow(pixels, extent=(x, x + width, y - height, y), aspect="equal")
+        down = (
+            -1 if limits[1][0] < limits[1][1] else 1
+        )  # what lies below has smaller values, or not
+        x, y = x + (picture["sizex"] - width) / 2, y + down * (picture["sizey"] - height) / 2
+        axes.imshow(
+            pixels,
+            extent=(x, x + width, y + down * height, y),
+            aspect="auto" if stretched else "equal",
+            zorder=-1 if picture.get("layer") == "below" else 0,
+        )
         axes.set(xlim=limits[0], ylim=limits[1])
 
 
@@ -310,7 +323,7 @@ def _centres(values: Any, count: int) -> np.ndarray:
     return given if isinstance(given, np.ndarray) and given.size == count else np.arange(count)
 
 
-def _colour(value: Any, otherwise: str) -> Any:
+def _colour(value: Any, otherwise: str, see_through: bool = False) -> Any:
     """Matplotlib's reading of one CSS colour, else the fall-back."""
     from matplotlib.colors import is_color_like
 
@@ -318,7 +331,7 @@ def _colour(value: Any, otherwise: str) -> Any:
         found = re.fullmatch(r"rgba?\(([^)]+)\)", value.replace(" ", ""))
         if found:
             parts = [float(part) for part in found[1].split(",")]
-            return tuple(part / 255 for part in parts[:3])
+            return *(part / 255 for part in parts[:3]), *(parts[3:] if see_through else ())
         if is_color_like(value):
             return value
     return otherwise
