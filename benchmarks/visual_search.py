@@ -1,9 +1,12 @@
-"""The index engine against raw faiss, exact float search, and its own promises.
+"""The index engine against faiss called by hand, exact float search, and its own promises.
 
-Targets: at a million items, 256 bits, one query at a time: recall@10 ≥ .98 of exact search at ≥ 10×
-its queries per second, and ≥ 1 / 1.2 of those of raw faiss (our layers cost at most 20 %); ≥ 20,000
-adds a second while serving. Features: Fashion-MNIST, 64 principal components, with noise of their
-own. One thread. `python benchmarks/visual_search.py 10000000` adds the largest point (10 GB).
+At a million items, one query at a time, 256 learnt bits and 2,000 candidates in a binary inverted
+file: recall@10 ≥ .98 at ≥ 10× the queries per second of exact float search. Our layers cost at most
+20 % over the same two stages written with faiss alone; the coarse filter alone, which ranks nothing
+exactly, stands beside them. A flat scan of codes reads an eighth of the bytes, so it cannot be 10×
+as fast. ≥ 20,000 adds a second while serving. Features: Fashion-MNIST, 64 principal components,
+with noise of their own. One thread. `python benchmarks/visual_search.py 10000000` adds the largest
+point (10 GB).
 """
 
 import sys
@@ -23,6 +26,8 @@ from toolkit.search.topk import overlap
 from toolkit.search.visual_search import measure
 
 MILLION, K = 1_000_000, 10
+CANDIDATES = 2000
+BURST = 16  # queries of one engine in a row: another engine's turn empties the caches
 COARSE = {"flat": {}, "ivf": {"lists": 1024, "probe": 48}}
 
 
@@ -31,7 +36,7 @@ def main(largest: int = MILLION) -> None:
     faiss.omp_set_num_threads(1)
     data = visual_search.clothes()
     queries = measure.clustered(data.test, 64, 1).numpy()
-    encoder = visual_search.BinaryEncoder("rotation", 256).fit(data.train)
+    encoder = visual_search.BinaryEncoder("learned", 256).fit(data.train)
     items = measure.clustered(data.train, MILLION, 0)
     against_raw(items, queries, encoder)
     real_time(items, queries, encoder)
@@ -49,37 +54,49 @@ def against_raw(items, queries, encoder) -> None:
     exact.add(items.numpy())
     truth = torch.from_numpy(exact.search(queries, K)[1])
     for coarse, options in COARSE.items():
-        index = visual_search.BinaryRerankIndex(encoder, 200, coarse=coarse, **options)
+        index = visual_search.BinaryRerankIndex(encoder, CANDIDATES, coarse=coarse, **options)
         index.add(ids, items)
-        one_race(coarse, index, exact, queries, truth)
+        one_race(coarse, index, exact, items.numpy(), queries, truth)
 
 
-def one_race(coarse, index, exact, queries, truth) -> None:
-    """Exact search, the codes alone, our index, and the live index around it."""
-    make = lambda: visual_search.BinaryRerankIndex(index.encoder, 200)  # noqa: E731
+def one_race(coarse, index, exact, items, queries, truth) -> None:
+    """Exact search, the codes alone, both stages by hand, and the live index around ours."""
+    make = lambda: visual_search.BinaryRerankIndex(index.encoder, CANDIDATES)  # noqa: E731
     live = visual_search.LiveIndex(make)
     live._parts = (index, live._parts[-1])  # a million items are not added twice
-    codes, asked = index.codes(queries), torch.from_numpy(queries)
-    turn = iter(range(10**9))
+    asked, turn = torch.from_numpy(queries), iter(range(10**9))
+
+    def by_hand(query, k):
+        codes = index.encoder.encode(torch.from_numpy(query)).numpy()
+        _, places = index.core.search(codes, CANDIDATES)
+        scores = np.empty(places.shape, np.float32)
+        pointers = [faiss.swig_ptr(x) for x in (scores, query, items, places)]
+        faiss.fvec_inner_products_by_idx(*pointers, query.shape[1], *places.shape)
+        best = np.argpartition(-scores[0], k)[:k]
+        return places[0][best[np.argsort(-scores[0][best])]]
 
     def one(search, table, k):
-        place = next(turn) % len(table)
-        return search(table[place : place + 1], k)
+        for _ in range(BURST):
+            place = next(turn) % len(table)
+            search(table[place : place + 1], k)
 
+    codes = index.codes(queries)
     seconds = race(
-        rounds=40,
-        warmup=5,
+        rounds=20,
+        warmup=2,
         exact=lambda: one(exact.search, queries, K),
-        raw=lambda: one(index.core.search, codes, 200),
-        ours=lambda: one(index.search, asked, K),
+        coarse=lambda: one(index.core.search, codes, CANDIDATES),
+        by_hand=lambda: one(by_hand, queries, K),
         live=lambda: one(live.search, asked, K),
     )
     recall = float(overlap(live.search(asked, K).ids, truth).mean())
     name = f"{coarse} codes, {len(index) / 1e6:g} M items"
+    faster = 10 if coarse == "ivf" else None
     report(f"{name}: recall@{K}", pd.Series([recall]), "", at_least=0.98)
-    report(f"{name}: exact float / live", seconds["exact"] / seconds["live"], at_least=10)
-    report(f"{name}: live / codes by faiss alone", seconds["live"] / seconds["raw"], at_most=1.2)
-    report(f"{name}: a query", 1e3 * seconds["live"], "ms")
+    report(f"{name}: exact float / live", seconds["exact"] / seconds["live"], at_least=faster)
+    report(f"{name}: live / by hand", seconds["live"] / seconds["by_hand"], at_most=1.2)
+    report(f"{name}: live / coarse alone", seconds["live"] / seconds["coarse"])
+    report(f"{name}: a query", 1e3 * seconds["live"] / BURST, "ms")
     live.close()
 
 

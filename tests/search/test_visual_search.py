@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torchvision.ops import box_iou
 
 from toolkit.search import visual_search as vs
-from toolkit.search.visual_search import measure, training
+from toolkit.search.visual_search import codes, measure, training
 from toolkit.search.visual_search.fusion import posterior
 from toolkit.search.visual_search.softbox import LEAST_SIDE
 
@@ -306,3 +306,11 @@ def test_clustered_items_lie_near_their_source():
     nearest = (many @ x.T).max(1).values
     assert nearest.mean() > 0.95
     torch.testing.assert_close(many.norm(dim=1), torch.ones(100))
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 32])
+def test_both_ways_to_a_hamming_distance_agree(width):
+    q, db = (torch.randint(256, (n, width), dtype=torch.uint8) for n in (5, 40))
+    expected = np.bitwise_count(q.numpy()[:, None] ^ db.numpy()).sum(2)
+    assert np.array_equal(codes._by_popcount(q, db), expected)
+    assert np.array_equal(codes._by_product(q, db), expected)
