@@ -23,9 +23,61 @@ from toolkit.search.visual_search.store import (
 
 NONE = -1
 """The category of items that were added without one."""
+AT_ONCE = 1000
+"""Items of one request."""
 
 
-class ZvecIndex:
+class _Database:
+    """The checks that both databases lack: right widths, no id twice, none unknown."""
+
+    d: int
+    unit: bool
+    closed: bool
+
+    def add(
+        self,
+        ids: Ids,
+        features: Float[Tensor, "n d"],
+        categories: Ids | None = None,
+    ) -> None:
+        """Add new items.
+
+        Raises:
+            ValueError: for a known or repeated id, another width, or non-finite rows.
+        """
+        rows = check_features(features, self.d, self.unit)
+        numbers = check_ids(ids, len(rows))
+        groups = _groups(categories, len(rows))
+        if known := self._known(numbers):
+            raise ValueError(f"id {known[0]} is in the index already; remove it first")
+        for begin in range(0, len(rows), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            self._insert(numbers[part].tolist(), rows[part].tolist(), groups[part])
+
+    def remove(self, ids: Ids) -> None:
+        """Take items out.
+
+        Raises:
+            ValueError: for an unknown id; nothing is removed then.
+        """
+        numbers = check_ids(ids)
+        known = set(self._known(numbers))
+        if unknown := [one for one in numbers.tolist() if one not in known]:
+            raise ValueError(f"id {unknown[0]} is not in the index")
+        if len(numbers):
+            self._delete(numbers.tolist())
+
+    def _known(self, ids: NDArray) -> list[int]:
+        raise NotImplementedError
+
+    def _insert(self, ids: list[int], rows: list[list[float]], groups: list[int]) -> None:
+        raise NotImplementedError
+
+    def _delete(self, ids: list[int]) -> None:
+        raise NotImplementedError
+
+
+class ZvecIndex(_Database):
     """Items in a zvec collection: kept on disk, one process writes.
 
     Args:
@@ -68,43 +120,17 @@ class ZvecIndex:
     def __len__(self) -> int:
         return int(self._open().stats.doc_count)
 
-    def add(
-        self,
-        ids: Ids,
-        features: Float[Tensor, "n d"],
-        categories: Ids | None = None,
-    ) -> None:
-        """Add new items.
-
-        Raises:
-            ValueError: for a known or repeated id, another width, or non-finite rows.
-        """
-        rows = check_features(features, self.d, self.unit)
-        numbers = check_ids(ids, len(rows))
-        groups = _groups(categories, len(rows))
-        if known := self._known(numbers):
-            raise ValueError(f"id {known[0]} is in the index already; remove it first")
+    def _insert(self, ids: list[int], rows: list[list[float]], groups: list[int]) -> None:
         docs = [
             self._zvec.Doc(
                 id=str(one), vectors={"feature": row}, fields={"item": one, "category": group}
             )
-            for one, row, group in zip(numbers.tolist(), rows.tolist(), groups, strict=True)
+            for one, row, group in zip(ids, rows, groups, strict=True)
         ]
-        for begin in range(0, len(docs), 1000):
-            self._accepted(self._items.insert(docs[begin : begin + 1000]))
+        self._accepted(self._items.insert(docs))
 
-    def remove(self, ids: Ids) -> None:
-        """Take items out.
-
-        Raises:
-            ValueError: for an unknown id; nothing is removed then.
-        """
-        numbers = check_ids(ids)
-        known = set(self._known(numbers))
-        if unknown := [one for one in numbers.tolist() if one not in known]:
-            raise ValueError(f"id {unknown[0]} is not in the index")
-        if len(numbers):
-            self._accepted(self._items.delete([str(one) for one in numbers.tolist()]))
+    def _delete(self, ids: list[int]) -> None:
+        self._accepted(self._items.delete([str(one) for one in ids]))
 
     def search(
         self,
@@ -163,7 +189,7 @@ class ZvecIndex:
                 raise RuntimeError(f"zvec refused a change: {status.message()}")
 
 
-class MilvusIndex:
+class MilvusIndex(_Database):
     """Items in a Milvus collection: embedded (milvus-lite), one server, or a cluster.
 
     Args:
@@ -204,41 +230,15 @@ class MilvusIndex:
         answer = self._open().query(self.name, filter="", output_fields=["count(*)"])
         return int(answer[0]["count(*)"])
 
-    def add(
-        self,
-        ids: Ids,
-        features: Float[Tensor, "n d"],
-        categories: Ids | None = None,
-    ) -> None:
-        """Add new items.
-
-        Raises:
-            ValueError: for a known or repeated id, another width, or non-finite rows.
-        """
-        rows = check_features(features, self.d, self.unit)
-        numbers = check_ids(ids, len(rows))
-        groups = _groups(categories, len(rows))
-        if known := self._known(numbers):
-            raise ValueError(f"id {known[0]} is in the index already; remove it first")
+    def _insert(self, ids: list[int], rows: list[list[float]], groups: list[int]) -> None:
         data = [
             {"id": one, "category": group, "feature": row}
-            for one, row, group in zip(numbers.tolist(), rows.tolist(), groups, strict=True)
+            for one, row, group in zip(ids, rows, groups, strict=True)
         ]
-        for begin in range(0, len(data), 1000):
-            self._client.insert(self.name, data[begin : begin + 1000])
+        self._client.insert(self.name, data)
 
-    def remove(self, ids: Ids) -> None:
-        """Take items out.
-
-        Raises:
-            ValueError: for an unknown id; nothing is removed then.
-        """
-        numbers = check_ids(ids)
-        known = set(self._known(numbers))
-        if unknown := [one for one in numbers.tolist() if one not in known]:
-            raise ValueError(f"id {unknown[0]} is not in the index")
-        if len(numbers):
-            self._client.delete(self.name, ids=numbers.tolist())
+    def _delete(self, ids: list[int]) -> None:
+        self._client.delete(self.name, ids=ids)
 
     def search(
         self,
@@ -280,8 +280,8 @@ class MilvusIndex:
 
     def _known(self, ids: NDArray) -> list[int]:
         client, known = self._open(), []
-        for begin in range(0, len(ids), 1000):
-            part = ids[begin : begin + 1000].tolist()
+        for begin in range(0, len(ids), AT_ONCE):
+            part = ids[begin : begin + AT_ONCE].tolist()
             rows = client.query(self.name, filter=f"id in {part}", output_fields=["id"])
             known += [int(row["id"]) for row in rows]
         return known
