@@ -6,6 +6,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Visual search</title>
+<link rel="icon" href="data:,">
 <style>
 :root { color-scheme: light dark; --line: #8886; --ink: light-dark(#222, #eee); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem;
