@@ -95,16 +95,6 @@ def test_a_stopped_run_goes_on_with_all_classes(recipe, tmp_path, monkeypatch):
     assert not torch.equal(head_rows(tmp_path), first)
 
 
-def whole(total):
-    low, high = scale.shard_bounds(total, *scale.world())
-    rows = torch.arange(total * 2.0).view(total, 2)
-    return torch.equal(scale.gathered(rows[low:high], total), rows)
-
-
-def test_rows_of_all_processes_come_back_in_order():
-    assert launch(whole, 2, 5) == [True, True]
-
-
 def test_what_cannot_run_is_refused(recipe, tmp_path):
     with pytest.raises(ValueError, match="arms"):
         run(replace(recipe, arms=("clip",)))

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
@@ -42,9 +41,9 @@ from toolkit.learn.torchrun import (
 from toolkit.search.knn_softmax import (
     ActiveRowSGD,
     ShardedSoftmax,
-    shard_bounds,
     sum_gradients,
 )
+from toolkit.search.knn_softmax.checkpoint import WholeHead
 from toolkit.search.sicot.longtail import LARGE_EDGES, bucket_accuracy
 from toolkit.search.sicot.words import UNKNOWN, BilinearWordAttention, Vocabulary, WordEncoder
 
@@ -261,7 +260,7 @@ def _train(recipe: PaperRecipe, arm: str, model: _Model, data: Products, seed: i
     optimizers = _optimizers(recipe, model)
     rise = round(recipe.warmup * total)
     rates = [LambdaLR(one, lambda step: warmup_cosine(step, total, rise)) for one in optimizers]
-    whole = _Whole(model, optimizers[1])
+    whole = WholeHead(model, optimizers[1])
     parts = {"encoders": optimizers[0], "model": whole, "rate": rates[0], "head_rate": rates[1]}
     begun = load_checkpoint(recipe.checkpoint, f"{arm}-{seed}", parts)
     step = begun * len(loader)
@@ -324,45 +323,3 @@ def _test(
         best = classes.gather(0, values.argmax(dim=0, keepdim=True))[0]
         pred[gather_with_grad(index).cpu()] = best.cpu()
     return bucket_accuracy(pred, data.y, counts, LARGE_EDGES)
-
-
-# --- checkpoints: the first process writes, so it needs the classes of all ------------------------
-
-
-class _Whole:
-    """A model whose state holds the classifier's rows, and their velocity, of every process."""
-
-    def __init__(self, model: _Model, optimizer: torch.optim.Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
-        self.rows: dict[str, Tensor] = {}
-
-    def gather(self) -> None:
-        """Collect the rows; every process must call it."""
-        head = self.model.head
-        velocity = self.optimizer.state[head.weight]["velocity"]
-        self.rows = {
-            name: gathered(rows.detach(), head.num_classes)
-            for name, rows in (("head.weight", head.weight), ("velocity", velocity))
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.model.state_dict() | self.rows
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        head = self.model.head
-        own = slice(head.low, head.low + head.num_local)
-        velocity = state["velocity"][own].to(head.weight.device)
-        self.optimizer.state[head.weight] = {"velocity": velocity}
-        kept = {name: value for name, value in state.items() if name != "velocity"}
-        self.model.load_state_dict(kept | {"head.weight": kept["head.weight"][own]})
-
-
-def gathered(rows: Float[Tensor, "own d"], total: int) -> Float[Tensor, "total d"]:
-    """The rows of all processes in order; the shares may differ by one row."""
-    _, size = world()
-    bounds = [shard_bounds(total, rank, size) for rank in range(size)]
-    longest = max(high - low for low, high in bounds)
-    padded = gather_with_grad(F.pad(rows, (0, 0, 0, longest - len(rows)))).split(longest)
-    return torch.cat(
-        [part[: high - low] for part, (low, high) in zip(padded, bounds, strict=True)]
-    ).cpu()

@@ -11,6 +11,7 @@ numbered from 0, in the order of their rows. Without a folder it trains on the e
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Float32, Int64
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,8 +34,14 @@ from toolkit.data import ClickLog, load_emoji_shop, simulate_clicks
 from toolkit.learn.distributed import gather_with_grad, world
 from toolkit.learn.loop import warmup_cosine
 from toolkit.learn.nets import conv_net
-from toolkit.learn.torchrun import average_buffers, torchrun_group
-from toolkit.search.knn_softmax import ShardedSoftmax, sum_gradients
+from toolkit.learn.torchrun import (
+    average_buffers,
+    load_checkpoint,
+    save_checkpoint,
+    torchrun_group,
+)
+from toolkit.search.knn_softmax import ActiveRowSGD, ShardedSoftmax, sum_gradients
+from toolkit.search.knn_softmax.checkpoint import WholeHead
 from toolkit.search.recall import identical_recall
 from toolkit.search.triplets import mine_triplets, triplet_click_loss
 from toolkit.search.virtual_id.clusters import VirtualIDs
@@ -78,6 +86,7 @@ class PaperRecipe:
     half: bool = True  # bfloat16 on a GPU
     workers: int = 8  # that load pictures, and threads of skip-gram, a process
     max_steps: int = 0  # stop after so many; 0: all
+    checkpoint: str = ""  # folder to go on from
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before any work."""
@@ -119,7 +128,7 @@ def run_paper(recipe: PaperRecipe, seed: int, device: torch.device) -> dict[str,
         source = open_source(recipe, seed)
         # each visit lies in one shard, so the shards' graphs add up
         graph = sparse.csr_array(sum(coclick_graph(log, leaf=source.leaf) for log in source.logs))
-        ids = virtual_ids(recipe, graph, seed)
+        ids = kept_ids(recipe, graph, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * seed + world()[0])  # of the views, other ones on each process
             net, loss = train(recipe, source, ids, seed, home)
@@ -162,6 +171,22 @@ def open_source(recipe: PaperRecipe, seed: int) -> Source:
         product,
         None if test is None else torch.tensor(test["product"].to_numpy(np.int64)),
     )
+
+
+def kept_ids(recipe: PaperRecipe, graph: sparse.csr_array, seed: int) -> VirtualIDs:
+    """The Virtual IDs of a run that goes on, else new ones: skip-gram in threads never repeats."""
+    if not recipe.checkpoint:
+        return virtual_ids(recipe, graph, seed)
+    path = Path(recipe.checkpoint).expanduser() / f"ids-{seed}.safetensors"
+    if path.is_file():
+        return VirtualIDs(load_file(path)["labels"], recipe.clusters)
+    ids = virtual_ids(recipe, graph, seed)  # returns when all processes have looked for the file
+    if world()[0] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file({"labels": ids.labels.contiguous()}, temporary)
+        temporary.replace(path)
+    return ids
 
 
 def virtual_ids(recipe: PaperRecipe, graph: sparse.csr_array, seed: int) -> VirtualIDs:
@@ -253,25 +278,42 @@ def train(
         scale=recipe.scale,
         seed=seed,
     ).to(device)
+    model = nn.ModuleDict({"net": net, "head": head})
     rate = recipe.lr * recipe.batch * world()[1] / 256
-    parameters = [*net.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(parameters, rate, recipe.momentum, weight_decay=recipe.weight_decay)
-    total, losses = _steps(recipe, source, ids), []
-    schedule = LambdaLR(optimizer, lambda t: warmup_cosine(t, total, total // 20))
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.SGD(net.parameters(), rate, recipe.momentum, weight_decay=recipe.weight_decay),
+        ActiveRowSGD(head.parameters(), rate, recipe.momentum),
+    ]
+    visits, losses = _Visits(recipe, source, ids, seed), []
+    total = recipe.epochs * len(visits)
+    rates = [LambdaLR(one, lambda t: warmup_cosine(t, total, total // 20)) for one in optimizers]
+    whole = WholeHead(model, optimizers[1])
+    parts = {"encoder": optimizers[0], "model": whole, "rate": rates[0], "head_rate": rates[1]}
+    begun = load_checkpoint(recipe.checkpoint, f"joint-{seed}", parts)
+    left = (recipe.max_steps or total) - begun * len(visits)
     dtype = torch.bfloat16 if recipe.half and device.type == "cuda" else None
-    for batch in _visits(recipe, source, ids, seed, total):
-        batch = [part.to(device, non_blocking=True) for part in batch]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            f = net(batch[0].flatten(0, 1)).float()
-        loss = _loss(recipe, f.unflatten(0, batch[0].shape[:2]), batch, head)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        sum_gradients(net.parameters())
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-    average_buffers(net)
-    last = torch.stack(losses[-20:]).mean()
+    for epoch in range(begun, recipe.epochs):
+        if head.mode == "knn":
+            head.rebuild(2 * recipe.batch * world()[1])
+        for batch in islice(visits.epoch(epoch), max(0, left)):
+            batch = [part.to(device, non_blocking=True) for part in batch]
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                f = net(batch[0].flatten(0, 1)).float()
+            loss = _loss(recipe, f.unflatten(0, batch[0].shape[:2]), batch, head)
+            model.zero_grad(set_to_none=True)
+            loss.backward()
+            sum_gradients(net.parameters())
+            for optimizer, schedule in zip(optimizers, rates, strict=True):
+                optimizer.step()
+                schedule.step()
+            losses.append(loss.detach())
+        left -= len(visits)
+        average_buffers(net)
+        if left < 0:  # max_steps fell within this epoch
+            break
+        whole.gather()
+        save_checkpoint(recipe.checkpoint, f"joint-{seed}", parts, epoch + 1)
+    last = torch.stack(losses[-20:]).mean() if losses else torch.tensor(torch.nan, device=device)
     return net, float(gather_with_grad(last[None]).mean())
 
 
@@ -342,49 +384,43 @@ class _Pictures(Dataset):
         return views, self.labels[first], *rest
 
 
-def _visits(
-    recipe: PaperRecipe, source: Source, ids: VirtualIDs, seed: int, total: int
-) -> Iterator[list[Tensor]]:
-    """`total` batches of this process; lists and triplets are drawn anew each epoch."""
-    rank, size = world()
-    log = _whole(source.logs)
-    mined = mine_triplets(log, examined_only=True)
-    step = epoch = 0
-    while step < total:
-        draw = torch.Generator().manual_seed(1000 * seed + epoch)  # the same on every process
-        lists = draw_lists(log, recipe.list_size, draw_triplets(mined, draw), draw)
-        pictures = _Pictures(recipe, source, log, ids, lists)
+class _Visits:
+    """This process's batches, epoch by epoch; lists and triplets are drawn anew each time."""
+
+    def __init__(self, recipe: PaperRecipe, source: Source, ids: VirtualIDs, seed: int) -> None:
+        self.recipe, self.source, self.ids, self.seed = recipe, source, ids, seed
+        self.log = _whole(source.logs)
+        self.mined = mine_triplets(self.log, examined_only=True)
+        first, _ = first_clicks(self.log)
+        visits = int(((first >= 0) & (ids.labels[first.clamp(min=0)] >= 0)).sum())
+        self.batches = visits // world()[1] // recipe.batch
+        if self.batches < 1:
+            raise ValueError(
+                f"no batch of {recipe.batch} visits on {world()[1]} processes in {visits} visits"
+            )
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, number: int) -> DataLoader:
+        """The batches of an epoch."""
+        rank, size = world()
+        draw = torch.Generator().manual_seed(1000 * self.seed + number)  # the same everywhere
+        triplets = draw_triplets(self.mined, draw)
+        lists = draw_lists(self.log, self.recipe.list_size, triplets, draw)
+        pictures = _Pictures(self.recipe, self.source, self.log, self.ids, lists)
         sampler: DistributedSampler = DistributedSampler(
-            pictures, size, rank, shuffle=True, seed=seed, drop_last=True
+            pictures, size, rank, shuffle=True, seed=self.seed, drop_last=True
         )
-        sampler.set_epoch(epoch)
-        loader = DataLoader(
+        sampler.set_epoch(number)
+        return DataLoader(
             pictures,
-            recipe.batch,
+            self.recipe.batch,
             sampler=sampler,
-            num_workers=recipe.workers,
+            num_workers=self.recipe.workers,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
         )
-        for batch in loader:
-            if step == total:
-                return
-            yield batch
-            step += 1
-        epoch += 1
-
-
-def _steps(recipe: PaperRecipe, source: Source, ids: VirtualIDs) -> int:
-    log = _whole(source.logs)
-    first, _ = first_clicks(log)
-    visits = int(((first >= 0) & (ids.labels[first.clamp(min=0)] >= 0)).sum())
-    an_epoch = visits // world()[1] // recipe.batch
-    if an_epoch < 1:
-        raise ValueError(
-            f"no batch of {recipe.batch} visits on {world()[1]} processes in {visits} visits"
-        )
-    total = recipe.epochs * an_epoch
-    return min(total, recipe.max_steps) if recipe.max_steps else total
 
 
 @torch.no_grad()
