@@ -89,7 +89,7 @@ def studies(profile: str) -> dict[str, Recipe]:
     """Every setting of the chapter, by the study it belongs to.
 
     `main` decides the claims; only in `full`: `tuning` chooses rates and threshold on validation
-    scenes, `extras` are arms beside the paper's, on one seed.
+    scenes, `extras` are arms beside the paper's, on two seeds.
 
     Args:
         profile: `"quick"` or `"full"`.
@@ -108,7 +108,7 @@ def studies(profile: str) -> dict[str, Recipe]:
     return {
         "main": main,
         "tuning": replace(main, arms=tuned, seeds=2, judge="val", test_images=100),
-        "extras": replace(main, arms=others, seeds=1),
+        "extras": replace(main, arms=others, seeds=2),
     }
 
 

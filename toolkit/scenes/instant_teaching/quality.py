@@ -111,11 +111,10 @@ def label_ap(judged: Judged, pictures: ArrayLike | None = None) -> float:
     chosen = np.arange(count) if pictures is None else np.asarray(pictures, int)
     weight = np.bincount(chosen, minlength=count).astype(float)
     total = weight @ judged.truths
-    values = [
-        _class_ap(judged.hit[mask], weight[judged.image[mask]], total[kind])
-        for kind in range(judged.truths.shape[1])
-        if total[kind] and (mask := judged.label == kind) is not None
-    ]
+    values = []
+    for kind in np.flatnonzero(total):
+        mine = judged.label == kind
+        values.append(_class_ap(judged.hit[mine], weight[judged.image[mine]], total[kind]))
     return float(np.mean(values)) if values else float("nan")
 
 
