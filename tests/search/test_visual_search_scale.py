@@ -72,6 +72,9 @@ def test_bad_folders_are_named(folder):
     (folder / "log.csv").write_text("query,shown,clicks\n0.png,1.png 2.png,2\n")
     with pytest.raises(ValueError, match="visit 0"):
         read_log(folder)
+    (folder / "log.csv").write_text("query,shown,clicks\n../../0.png,1.png 2.png,1\n")
+    with pytest.raises(ValueError, match="leaves the folder"):
+        read_log(folder)
     (folder / "log.csv").write_text("query,shown\n")
     with pytest.raises(ValueError, match="clicks"):
         read_log(folder)

@@ -8,17 +8,20 @@ frame) is only measured against.
 
 import csv
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.io import ImageReadMode, decode_image
+from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet50
 from torchvision.transforms import v2
 
@@ -62,12 +65,14 @@ def train_at_scale(recipe: Recipe, seed: int, device: torch.device) -> dict[str,
         parts = {"net": net, "optimizer": optimizer}
         done = load_checkpoint(recipe.checkpoint, f"joint-{seed}", parts)
         model = DistributedDataParallel(net) if dist.is_initialized() else net
+        on_gpu = home.type == "cuda"
         losses, areas, begin = [], [], time.perf_counter()
-        for step in range(done, recipe.steps):
-            images, clicked, negative = _batch(folder, visits, recipe, seed, step)
+        batches = _loader(_Batches(folder, visits, recipe, seed), done, on_gpu)
+        for step, (images, clicked, negative) in enumerate(batches, done):
             net.mask.k = _steepness(recipe, step)
-            features, boxes = model(images.to(home))
-            loss = _shared_loss(features, clicked, negative, recipe)
+            with torch.autocast(home.type, torch.bfloat16, on_gpu):
+                features, boxes = model(images.to(home, non_blocking=True))
+            loss = _shared_loss(features.float(), clicked, negative, recipe)
             area = ((boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])).mean()
             optimizer.zero_grad(set_to_none=True)
             # DDP averages over ranks; the loss is a mean over the queries of all of them
@@ -107,6 +112,11 @@ def read_log(folder: Path) -> list[Visit]:
         for number, row in enumerate(reader):
             shown = tuple(row["shown"].split())
             clicks = tuple(int(place) for place in row["clicks"].split())
+            if any(
+                ".." in Path(name).parts or Path(name).is_absolute()
+                for name in (row["query"], *shown)
+            ):
+                raise ValueError(f"log.csv, visit {number}: a name leaves the folder")
             if not all(0 <= place < len(shown) for place in clicks):
                 raise ValueError(f"log.csv, visit {number}: clicks outside 0 … {len(shown) - 1}")
             if 0 < len(clicks) < len(shown):
@@ -138,27 +148,52 @@ def scale_net(recipe: Recipe, seed: int) -> JointSearchNet:
     return JointSearchNet(trunk, branch, box_size=recipe.box_side, k=recipe.k_first)
 
 
-def _batch(
-    folder: Path, visits: list[Visit], recipe: Recipe, seed: int, step: int
-) -> tuple[Tensor, list[tuple[str, ...]], list[str]]:
-    """This rank's images (queries, positives, negatives), clicked names and negatives of it."""
-    rank, size = world()
-    rng = np.random.default_rng([seed, step])
-    rows = rng.integers(len(visits), size=recipe.batch * size)
-    paths, clicked, negative = [], [], []
-    for row in rows[rank * recipe.batch : (rank + 1) * recipe.batch]:
-        query, shown, clicks = visits[row]
-        draw = np.random.default_rng([seed, step, int(row)])
-        passed = [place for place in range(len(shown)) if place not in clicks]
-        liked, other = shown[draw.choice(clicks)], shown[draw.choice(passed)]
-        paths.append((folder / "queries" / query, liked, other))
-        clicked.append(tuple(shown[place] for place in clicks))
-        negative.append(other)
-    names = [paths_of[0] for paths_of in paths]
-    names += [folder / "listings" / paths_of[1] for paths_of in paths]
-    names += [folder / "listings" / paths_of[2] for paths_of in paths]
-    view = _view(recipe.side)
-    return torch.stack([view(name) for name in names]), clicked, negative
+class _Batches(Dataset):
+    """This rank's batch of each step.
+
+    Images (queries, positives, negatives), the names that each visit clicked, the negatives' names.
+    """
+
+    def __init__(self, folder: Path, visits: list[Visit], recipe: Recipe, seed: int) -> None:
+        self.folder, self.visits, self.recipe, self.seed = folder, visits, recipe, seed
+        self.view, self.world = _view(recipe.side), world()  # a worker knows no group
+
+    def __len__(self) -> int:
+        return self.recipe.steps
+
+    def __getitem__(self, step: int) -> tuple[Tensor, list[tuple[str, ...]], list[str]]:
+        (rank, size), batch = self.world, self.recipe.batch
+        rows = np.random.default_rng([self.seed, step]).integers(
+            len(self.visits), size=batch * size
+        )
+        queries, liked, others, clicked = [], [], [], []
+        for row in rows[rank * batch : (rank + 1) * batch]:
+            query, shown, clicks = self.visits[row]
+            draw = np.random.default_rng([self.seed, step, int(row)])
+            passed = [place for place in range(len(shown)) if place not in clicks]
+            queries.append(f"queries/{query}")
+            liked.append(f"listings/{shown[draw.choice(clicks)]}")
+            others.append(shown[draw.choice(passed)])
+            clicked.append(tuple(shown[place] for place in clicks))
+        names = [*queries, *liked, *(f"listings/{name}" for name in others)]
+        images = torch.stack([self.view(self.folder / name) for name in names])
+        return images, clicked, others
+
+
+def _loader(batches: _Batches, done: int, on_gpu: bool) -> DataLoader:
+    """The batches of the steps that are left, read ahead by other processes on a GPU machine."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(done, len(batches)),
+        collate_fn=_as_it_is,
+        num_workers=min(8, os.cpu_count() or 1) if on_gpu else 0,
+        pin_memory=on_gpu,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _shared_loss(
@@ -190,7 +225,9 @@ def _view(side: int) -> Callable[[Path], Float[Tensor, "3 side side"]]:
     resize = v2.Resize((side, side), antialias=True)
 
     def view(path: Path) -> Float[Tensor, "3 side side"]:
-        return resize(decode_image(str(path), ImageReadMode.RGB)).float() / 255 - 0.5
+        with Image.open(path) as picture:
+            pixels = v2.functional.pil_to_tensor(picture.convert("RGB"))
+        return resize(pixels).float() / 255 - 0.5
 
     return view
 
