@@ -65,27 +65,14 @@ def test_two_processes_agree(recipe):
     assert first["sicot/all"] == second["sicot/all"]
 
 
-class Stopped(Exception):
-    """What ends a run after its first epoch."""
-
-
 def head_rows(folder):
     state = torch.load(folder / "sicot-0.pt", weights_only=True)
     return state["parts"]["model"]["head.weight"]
 
 
-def test_a_stopped_run_goes_on_with_all_classes(recipe, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_with_all_classes(recipe, tmp_path, run_until_a_checkpoint):
     recipe = replace(recipe, arms=("sicot",), checkpoint=str(tmp_path))
-    kept = scale.save_checkpoint
-
-    def keep_then_stop(folder, name, parts, done):
-        kept(folder, name, parts, done)
-        raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scale, "save_checkpoint", keep_then_stop)
-        with pytest.raises(Stopped):
-            run(recipe)
+    run_until_a_checkpoint(scale, lambda: run(recipe))
     first = head_rows(tmp_path)
     assert first.shape == (5, 8)
     run(recipe)

@@ -50,23 +50,10 @@ def test_two_processes_agree_with_each_other():
     assert np.isfinite(one["joint/loss"])
 
 
-class Stopped(Exception):
-    """What ends a run after its first epoch."""
-
-
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, run_until_a_checkpoint):
     recipe = replace(TINY, epochs=2, max_steps=0, rho=0.5, checkpoint=str(tmp_path))
-    kept = scale.save_checkpoint
-
-    def keep_then_stop(folder, name, parts, done):
-        kept(folder, name, parts, done)
-        raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scale, "save_checkpoint", keep_then_stop)
-        with pytest.raises(Stopped):
-            virtual_id.experiment(recipe, 0, CPU)
+    run_until_a_checkpoint(scale, lambda: virtual_id.experiment(recipe, 0, CPU))
     first = torch.load(tmp_path / "joint-0.pt", weights_only=True)
     monkeypatch.setattr(scale, "virtual_ids", None)  # the kept ones serve
     assert np.isfinite(virtual_id.experiment(recipe, 0, CPU)["joint/loss"])

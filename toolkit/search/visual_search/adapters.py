@@ -4,6 +4,7 @@ Both are optional: `pip install papers-that-run[zvec]` or `[milvus]`. Beside `fi
 searches take `category`, a number stored with each item, which these engines filter natively.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ AT_ONCE = 1000
 """Items of one request."""
 
 
-class _Database:
+class _Database(ABC):
     """The checks that both databases lack: right widths, no id twice, none unknown."""
 
     d: int
@@ -67,14 +68,42 @@ class _Database:
         if len(numbers):
             self._delete(numbers.tolist())
 
+    def search(
+        self,
+        features: Float[Tensor, "b d"],
+        k: int,
+        filter: Ids | None = None,
+        *,
+        category: int | None = None,
+    ) -> Found:
+        """The k best among those of `filter` and `category`.
+
+        Raises:
+            ValueError: for another width, non-finite rows, or k below 1.
+        """
+        check_k(k)
+        queries = check_features(features, self.d, self.unit, "queries")
+        chosen = None if filter is None else [int(one) for one in np.asarray(filter)]
+        group = None if category is None else int(category)
+        return _padded(self._best(queries, k, chosen, group) if len(queries) else [], k)
+
+    @abstractmethod
     def _known(self, ids: NDArray) -> list[int]:
-        raise NotImplementedError
+        """Which of these ids are there."""
 
+    @abstractmethod
     def _insert(self, ids: list[int], rows: list[list[float]], groups: list[int]) -> None:
-        raise NotImplementedError
+        """Store checked items."""
 
+    @abstractmethod
     def _delete(self, ids: list[int]) -> None:
-        raise NotImplementedError
+        """Take known items out."""
+
+    @abstractmethod
+    def _best(
+        self, queries: NDArray, k: int, chosen: list[int] | None, category: int | None
+    ) -> list[list[tuple[int, float]]]:
+        """Up to k pairs of id and score for each query."""
 
 
 class ZvecIndex(_Database):
@@ -132,32 +161,17 @@ class ZvecIndex(_Database):
     def _delete(self, ids: list[int]) -> None:
         self._accepted(self._items.delete([str(one) for one in ids]))
 
-    def search(
-        self,
-        features: Float[Tensor, "b d"],
-        k: int,
-        filter: Ids | None = None,
-        *,
-        category: int | None = None,
-    ) -> Found:
-        """The k best among those of `filter` and `category`."""
-        check_k(k)
-        queries = check_features(features, self.d, self.unit, "queries")
-        conditions = []
-        if category is not None:
-            conditions.append(f"category = {int(category)}")
-        if filter is not None:
-            chosen = ", ".join(str(int(one)) for one in np.asarray(filter))
-            conditions.append(f"item in ({chosen})" if chosen else "item < 0")
-        where = " and ".join(conditions) or None
-        items = self._open()
-        lists = [
-            items.query(
-                self._zvec.Query(field_name="feature", vector=row.tolist()), topk=k, filter=where
-            )
-            for row in queries
-        ]
-        return _padded([[(int(doc.id), doc.score) for doc in one] for one in lists], k)
+    def _best(
+        self, queries: NDArray, k: int, chosen: list[int] | None, category: int | None
+    ) -> list[list[tuple[int, float]]]:
+        conditions = [] if category is None else [f"category = {category}"]
+        if chosen is not None:
+            listed = ", ".join(map(str, chosen))
+            conditions.append(f"item in ({listed})" if chosen else "item < 0")
+        where, items = " and ".join(conditions) or None, self._open()
+        vectors = [self._zvec.Query(field_name="feature", vector=row.tolist()) for row in queries]
+        lists = [items.query(vector, topk=k, filter=where) for vector in vectors]
+        return [[(int(doc.id), doc.score) for doc in one] for one in lists]
 
     def optimize(self) -> None:
         """Build what approximate kinds search; until then new items are scanned."""
@@ -240,22 +254,12 @@ class MilvusIndex(_Database):
     def _delete(self, ids: list[int]) -> None:
         self._client.delete(self.name, ids=ids)
 
-    def search(
-        self,
-        features: Float[Tensor, "b d"],
-        k: int,
-        filter: Ids | None = None,
-        *,
-        category: int | None = None,
-    ) -> Found:
-        """The k best among those of `filter` and `category`."""
-        check_k(k)
-        queries = check_features(features, self.d, self.unit, "queries")
-        conditions = [] if category is None else [f"category == {int(category)}"]
-        if filter is not None:
-            conditions.append(f"id in {[int(one) for one in np.asarray(filter)]}")
-        if not len(queries):
-            return _padded([], k)
+    def _best(
+        self, queries: NDArray, k: int, chosen: list[int] | None, category: int | None
+    ) -> list[list[tuple[int, float]]]:
+        conditions = [] if category is None else [f"category == {category}"]
+        if chosen is not None:
+            conditions.append(f"id in {chosen}")
         lists = self._open().search(
             self.name,
             queries.tolist(),
@@ -265,7 +269,7 @@ class MilvusIndex(_Database):
             output_fields=["id"],
             consistency_level="Strong",
         )
-        return _padded([[(int(hit["id"]), hit["distance"]) for hit in one] for one in lists], k)
+        return [[(int(hit["id"]), hit["distance"]) for hit in one] for one in lists]
 
     def close(self) -> None:
         """Close the connection."""

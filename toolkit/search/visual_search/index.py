@@ -4,6 +4,7 @@ Per shard a coarse filter looks at codes by Hamming distance, then the few candi
 their stored features (method C).
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import faiss as _faiss
@@ -29,7 +30,7 @@ FloatKind = Literal["flat", "ivf", "hnsw", "ivfpq"]
 Coarse = Literal["flat", "ivf", "hnsw"]
 
 
-class PositionIndex:
+class PositionIndex(ABC):
     """Checks, ids and tombstones around a search by position, which subclasses add."""
 
     def __init__(self, d: int, unit: bool) -> None:
@@ -116,11 +117,13 @@ class PositionIndex:
         ids = np.where(places >= 0, self.items.ids[places], -1)
         return ranked(scores, ids, k)
 
+    @abstractmethod
     def _append(self, rows: NDArray) -> None:
-        raise NotImplementedError
+        """Put rows behind the others in what is searched."""
 
+    @abstractmethod
     def _find(self, queries: NDArray, k: int, allowed: NDArray | None) -> tuple[NDArray, NDArray]:
-        raise NotImplementedError
+        """Scores and positions of at least k candidates, among the allowed positions if given."""
 
 
 class FaissIndex(PositionIndex):
